@@ -96,7 +96,7 @@ def test_pooling_equals_a_slow_loop(samples: list[Sample], encoder: pool.Encoder
     for i in (0, 7, 31):
         (batch,) = models.token_batches([samples[i]], encoder.tokenizer, 4096)
         with torch.inference_mode():
-            latents = encoder.sae.encode(encoder.decoder(batch)[0])[:, retained]
+            latents = encoder.sae.encode(encoder.decoder(batch.ids)[0])[:, retained]
         spans = (latents[batch.prompt[0]], latents[batch.solution[0]])
         slow = torch.cat([v for s in spans for v in (s.mean(dim=0), s.max(dim=0).values)])
         np.testing.assert_allclose(z[i], slow.numpy(), rtol=2e-4, atol=2e-5)

@@ -91,11 +91,11 @@ def test_a_stopped_training_goes_on_behind_its_checkpoint(
     source, read = write_texts(tmp_path), []
     whole = CutModel.forward
 
-    def stops(self: CutModel, batch: object) -> torch.Tensor:
+    def stops(self: CutModel, ids: torch.Tensor) -> torch.Tensor:
         if len(read) == 40:
             raise KeyboardInterrupt
-        read.append(batch.ids)
-        return whole(self, batch)
+        read.append(ids)
+        return whole(self, ids)
 
     monkeypatch.setattr(CutModel, "forward", stops)
     with pytest.raises(KeyboardInterrupt):
@@ -104,7 +104,7 @@ def test_a_stopped_training_goes_on_behind_its_checkpoint(
     position = json.loads((checkpoint / "position.json").read_text())["blocks"]
     assert 1_500 <= int(checkpoint.name) < SMALL.tokens and position > 0
     again: list[torch.Tensor] = []
-    monkeypatch.setattr(CutModel, "forward", lambda self, batch: again.append(batch.ids) or whole(self, batch))
+    monkeypatch.setattr(CutModel, "forward", lambda self, ids: again.append(ids) or whole(self, ids))
     capsys.readouterr()
     quality = train(model, source, tmp_path / "sae")
     said = capsys.readouterr().out

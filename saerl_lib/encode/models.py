@@ -327,11 +327,11 @@ class CutModel(nn.Module):
         self.max_norm: float | None = None
         """Longer states are attention sinks and are masked."""
 
-    def forward(self, batch: TokenBatch) -> Tensor:
-        """[B, T, D] residual stream after the hooked block. Under causal attention padding on the right needs no mask: no real
-        token attends to it. The batch lies on the CPU, its states on the model's device and in its precision."""
+    def forward(self, ids: Tensor) -> Tensor:
+        """[B, T, D] residual stream after the hooked block for token ids [B, T]. Under causal attention padding on the right
+        needs no mask: no real token attends to it. The states lie on the model's device and in its precision."""
         device = next(self.body.parameters()).device
-        return self.body(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state
+        return self.body(input_ids=ids.to(device), use_cache=False).last_hidden_state
 
 
 def truncate(model: nn.Module, layer: int) -> CutModel:
@@ -357,7 +357,7 @@ def truncate(model: nn.Module, layer: int) -> CutModel:
 def states_of(decoder: CutModel, batch: TokenBatch, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
     """[B, T, D] residual stream at the hook, and [B, T] True, on the CPU, on those tokens of the spans that are no outliers.
     Raises FloatingPointError that names the first sample with a non-finite activation."""
-    values, keep = decoder(batch), batch.prompt | batch.solution
+    values, keep = decoder(batch.ids), batch.prompt | batch.solution
     bad = ~torch.isfinite(values).all(dim=-1).cpu() & keep
     if bad.any():
         row = int(bad.any(dim=1).nonzero()[0])

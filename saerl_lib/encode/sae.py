@@ -295,9 +295,7 @@ class VectorStream:
         if not taken:
             raise StopIteration
         self.read += len(taken)
-        ids = torch.stack(taken)
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        vectors = self.decoder(TokenBatch(tuple(range(len(ids))), ids, mask, ~mask, mask))[:, 1:].float().flatten(0, 1)
+        vectors = self.decoder(torch.stack(taken))[:, 1:].float().flatten(0, 1)
         if not torch.isfinite(vectors).all():
             raise FloatingPointError("a non-finite activation; check the encoder's weights or run it in float32")
         return vectors

@@ -209,10 +209,8 @@ PAPER_GPU = replace(PAPER, samples=64, tokens=4096)
 def shape_activations(
     shape: Shape, device: torch.device = CPU, precision: torch.dtype = torch.float32
 ) -> Callable[[], torch.Tensor]:
-    """The forward pass to [B, T, D] of a batch of equal samples, by random weights cut at the last block.
-
-    The vocabulary is small, as embeddings cost no product; the second half of a sample is its solution.
-    """
+    """The forward pass to [B, T, D] of a batch of equal samples, by random weights cut at the last block. The vocabulary is
+    small, as embeddings cost no product."""
     torch.manual_seed(0)
     with device:
         model = models.truncate(Qwen3Model(Qwen3Config(
@@ -222,11 +220,8 @@ def shape_activations(
         )), shape.layers)  # fmt: skip
     for weight in model.parameters():
         weight.data = weight.data.to(precision)
-    rows = (shape.samples, shape.tokens // shape.samples)
-    half = torch.arange(rows[1]).expand(rows) < rows[1] // 2
-    ids = torch.randint(0, 512, rows, generator=torch.Generator().manual_seed(0))
-    batch = models.TokenBatch(tuple(range(shape.samples)), ids, half, ~half, torch.ones(rows, dtype=torch.bool))
-    return torch.inference_mode()(functools.partial(model, batch))
+    ids = torch.randint(0, 512, (shape.samples, shape.tokens // shape.samples), generator=torch.Generator().manual_seed(0))
+    return torch.inference_mode()(functools.partial(model, ids))
 
 
 def random_sae(latents: int, shape: Shape, device: torch.device = CPU, precision: torch.dtype = torch.float32) -> TopKSAE:
@@ -237,7 +232,7 @@ def random_sae(latents: int, shape: Shape, device: torch.device = CPU, precision
 
 
 def span_groups(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """Span of each token of the batch, prompts even and solutions odd, and the tokens of each span."""
+    """Span of each token of the batch, prompts even and solutions, the second half of a sample, odd; the tokens of each span."""
     group = np.repeat(np.arange(2 * shape.samples), shape.tokens // shape.samples // 2)
     return group, np.bincount(group)
 
