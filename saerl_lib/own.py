@@ -392,9 +392,9 @@ def fit_difficulty(
     """`Scorer.score` of N rows, with difficulty from labels [N] (NaN: unknown); None when few (`MIN_LABELS`) or equal."""
     known, pool = np.flatnonzero(np.isfinite(labels)), Columns(found.table.ids, found.phi, found.phi)
     if len(known) < MIN_LABELS or np.ptp(labels[known]) == 0:
-        return fit_scorer(pool, None, None, None, settings, seed, clusters).score(pool), None
+        return fit_scorer(clusters, None, None, None, settings, seed).score(pool), None
     labelled = Columns([pool.ids[i] for i in known], found.phi[known], found.phi[known])
-    scores = fit_scorer(pool, labelled, labels[known], None, settings, seed, clusters).score(pool)
+    scores = fit_scorer(clusters, labelled, labels[known], None, settings, seed).score(pool)
     compared = (scores["raw"].to_numpy()[known], found.lengths[known])
 
     def rho(rows: np.ndarray | slice) -> tuple[float, float]:

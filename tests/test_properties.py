@@ -187,7 +187,8 @@ def rows(table: Columns, index: np.ndarray) -> Columns:
 @pytest.fixture(scope="module")
 def fitted() -> tuple[Scorer, Columns, np.ndarray]:
     (labelled, labels), (pool, truth), (other, _) = made(400, 0, "l"), made(400, 1, "p"), made(120, 2, "o", 3.0)
-    return fit_scorer(pool, labelled, labels, rated_sources(labelled, other), CONFIG, 7), pool, truth
+    found = clusters.pool_clusters(pool.phi, CONFIG, 7)
+    return fit_scorer(found, labelled, labels, rated_sources(labelled, other), CONFIG, 7), pool, truth
 
 
 def test_one_table_holds_every_score(fitted: tuple[Scorer, Columns, np.ndarray]) -> None:
@@ -210,10 +211,9 @@ def test_a_saved_scorer_scores_the_same(fitted: tuple[Scorer, Columns, np.ndarra
     assert (tmp_path / "scorer.safetensors").read_bytes() == (tmp_path / "twin.safetensors").read_bytes()
     again = load_scorer(Stage("difficulty", tmp_path, "key", True))
     pd.testing.assert_frame_equal(again.score(pool, 50), scorer.score(pool, 50), check_exact=True)
-    bare = fit_scorer(pool, None, None, None, CONFIG, 7)
+    bare = fit_scorer(scorer.clusters, None, None, None, CONFIG, 7)
     table = bare.score(pool)
     assert table[["ranking", "half_width", "quality"]].isna().all(axis=None) and table["kept"].all()
-    np.testing.assert_array_equal(table["cluster"], scorer.score(pool)["cluster"], "clusters read no label")
 
 
 def test_no_row_is_scored_by_a_model_that_saw_its_label() -> None:
@@ -223,7 +223,7 @@ def test_no_row_is_scored_by_a_model_that_saw_its_label() -> None:
     rng = np.random.default_rng(5)
     wide = Columns(pool.ids, rng.normal(size=(200, 60)), rng.normal(size=(200, 60)))
     rated = Rated([wide.ids[i] for i in known], wide.z[known], noise[known] > 0)
-    scorer = fit_scorer(wide, rows(wide, known), noise[known], rated, CONFIG, 0)
+    scorer = fit_scorer(clusters.pool_clusters(wide.phi, CONFIG, 0), rows(wide, known), noise[known], rated, CONFIG, 0)
     table = scorer.score(wide).iloc[known]
     assert metric("rank", scorer.difficulty.predictor.predict(wide.phi[known]), noise[known]) > 0.3
     np.testing.assert_array_equal(table["raw"], scorer.difficulty.out_of_fold.raw)
@@ -251,7 +251,7 @@ TWO = np.array([0.1, 0.2])
         (lambda: quality.keep_top_k(TWO * np.nan, ["a", "b"], 1), "scores holds 2 non-finite"),
         (lambda: quality.fit_source_classifier(np.eye(3), np.ones(3), 0), "single class"),
         (lambda: quality.filter_table(TWO, ["a", "b"], np.zeros(2, bool), TWO, {}), "marks no sample"),
-        (lambda: fit_scorer(made(60, 0, "p")[0], made(60, 0, "p")[0], np.zeros(59), None, CONFIG, 0), "row counts"),
+        (lambda: fit_scorer(FIXED, made(60, 0, "p")[0], np.zeros(59), None, CONFIG, 0), "row counts"),
     ],
 )
 def test_bad_input_names_the_field_and_the_fix(call: Callable[[], object], message: str) -> None:

@@ -281,6 +281,11 @@ def transfer_tasks(deepmath: LabelledSet, rated: LabelledSet, held: LabelledSet,
     return [outside, adapted]
 
 
+def topics_at(samples: Sequence[Sample], depth: int) -> np.ndarray:
+    """Topic paths cut to `depth` levels: 1 domain, 2 subfield, 3 leaf."""
+    return np.array([" -> ".join(s.topic.split(" -> ")[:depth]) for s in samples])
+
+
 def split_tasks(splits: Mapping[str, Sequence[Sample]], dataset: str = "world") -> list[Task]:
     """Tables 1 to 3 on the splits of a data stage: labelled and test; contest_* and step_labelled where there are some. Labels of
     two sources have no common scale: each is brought to mean 0 and deviation 1 before they are joined. A question with several
@@ -293,7 +298,7 @@ def split_tasks(splits: Mapping[str, Sequence[Sample]], dataset: str = "world") 
 
     tasks = []
     for target, depth in (("topic_l2", 1), ("topic_l3", 2), ("topic_leaf", 3)):
-        y, truth = (np.array([" -> ".join(s.topic.split(" -> ")[:depth]) for s in part]) for part in (labelled, test))
+        y, truth = (topics_at(part, depth) for part in (labelled, test))
         if len({*y}) > 1:  # DeepMath's paths share their first level
             tasks.append(Task(dataset, target, "topic", labelled, test, y, truth, False))
     regimes = [("difficulty_in_domain", labelled, difficulty(labelled), test)]

@@ -38,7 +38,7 @@ from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, hash_order, load_split
 from saerl_lib.encode.store import FEATURES, FeatureTable, load_split_features
 from saerl_lib.properties.clusters import Clusters, agreement, by_chunks, pool_clusters
-from saerl_lib.properties.probes import FOLDS, fit_elastic_net, require_rows
+from saerl_lib.properties.probes import FOLDS, fit_elastic_net, require_rows, topics_at
 from saerl_lib.properties.quality import (
     SourceClassifier,
     filter_table,
@@ -257,13 +257,12 @@ def fit_rated(rated: Rated, seed: int) -> tuple[SourceClassifier, np.ndarray]:
 
 
 def fit_scorer(
-    features: Features, labelled: Features | None, labels: np.ndarray | None, quality: Rated | None, config: PropertyConfig,
-    seed: int, clusters: Clusters | None = None,
+    clusters: Clusters, labelled: Features | None, labels: np.ndarray | None, quality: Rated | None, config: PropertyConfig,
+    seed: int,
 ) -> Scorer:  # fmt: skip
-    """Fit clusters on the pool `features` [N] and, from what is given, difficulty and quality; deterministic for a base seed.
-    `labelled` are the features of L with difficulty `labels` [n], inside the pool or beside it; `clusters` were fitted before.
-    Raises ValueError for non-finite values, unequal rows, fewer labels than folds, or ratings of a single class."""
-    clusters = pool_clusters(features.phi, config, seed) if clusters is None else clusters
+    """Beside the pool's clusters fit, from what is given, difficulty and quality; deterministic for a base seed. `labelled` are
+    the features of L with difficulty `labels` [n], inside the pool or beside it. Raises ValueError for non-finite values, unequal
+    rows, fewer labels than folds, or ratings of a single class."""
     found = Scorer(clusters)
     if labelled is not None:
         require_rows(ids=labelled.ids, labels=labels)
@@ -276,11 +275,6 @@ def fit_scorer(
         negatives = None if quality.negatives is None else classifier.score(quality.negatives)
         found = replace(found, quality=classifier, rated=tuple(quality.ids), out_of_fold=own, negatives=negatives)
     return found
-
-
-def topics_at(samples: Sequence[Sample], depth: int) -> np.ndarray:
-    """Topic paths cut to `depth` levels: 1 domain, 2 subfield, 3 leaf."""
-    return np.array([" -> ".join(s.topic.split(" -> ")[:depth]) for s in samples])
 
 
 def side_words(metadata: np.ndarray) -> dict[str, np.ndarray]:
@@ -311,7 +305,7 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         filtering = fit_source_classifier(rated.z, np.asarray(rated.good), sub_seed(profile.seed, "filter"))
         samples = load_split(data, "pool")
         clusters = pool_clusters(pool.phi[kept_rows(profile, samples, filtering.score(pool.z))], profile.properties, profile.seed)
-        scorer = fit_scorer(pool, labelled, labels, rated, profile.properties, profile.seed, clusters)
+        scorer = fit_scorer(clusters, labelled, labels, rated, profile.properties, profile.seed)
         save_scorer(scorer, folder / "scorer.safetensors")
         frame = scorer.score(pool).drop(columns=["quality", "kept"]).assign(length=sum(side_words(pool.metadata).values()))
         held_out = scorer.score(test)

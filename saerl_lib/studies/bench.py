@@ -327,7 +327,7 @@ def plan_from_features(folder: Path) -> Rows:
     )
     clusters = watch("clusters_s", pool_clusters, pool.phi, config, 0)
     rated = rated_sources(labelled, negatives)
-    scorer = watch("fit", fit_scorer, pool, labelled, np.load(folder / "difficulty.npy"), rated, config, 0, clusters)
+    scorer = watch("fit", fit_scorer, clusters, labelled, np.load(folder / "difficulty.npy"), rated, config, 0)
     table = watch("score_s", scorer.score, pool, len(pool.ids) - len(pool.ids) % PLAN.prompts_per_step)
     table = table.assign(length=pool.phi[:, Z_COLUMNS].astype(float))[table["kept"]]
     plan = watch("plan_s", build_plan, *(table[name].to_numpy() for name in SCORES), PLAN)

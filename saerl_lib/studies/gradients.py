@@ -37,8 +37,7 @@ from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import rows_of
 from saerl_lib.plan.orders import kept_pool, standardised_space
 from saerl_lib.properties.clusters import CLIP
-from saerl_lib.properties.probes import fit_tfidf, texts_of
-from saerl_lib.properties.scorer import topics_at
+from saerl_lib.properties.probes import fit_tfidf, texts_of, topics_at
 from saerl_lib.report.statistics import bootstrap_weights, weighted_interval
 from saerl_lib.train.policy import load_policy
 from saerl_lib.train.sampler import encode_prompts, log_probabilities, sample_groups

@@ -100,7 +100,7 @@ def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage
             phi = [np.concatenate([z, table.metadata], axis=1) for z, table in zip(found[name], own, strict=True)]
             alone, pooled = (Columns(table.ids, x, x) for table, x in zip(own, phi, strict=True))
             clusters = pool_clusters(phi[1][kept], profile.properties, seed)
-            scores = fit_scorer(pooled, alone, labels, None, profile.properties, seed, clusters).score(pooled)
+            scores = fit_scorer(clusters, alone, labels, None, profile.properties, seed).score(pooled)
             frame = frame.assign(**{f"{column}@{name}": scores[column] for column in ("cluster", "ranking", "raw")})
             if name in ("tfidf", "dense"):
                 frame[f"phi@{name}"] = list(phi[1].astype(np.float32))
