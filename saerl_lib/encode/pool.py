@@ -262,21 +262,3 @@ def token_table(sample: Sample, encoder: Encoder, latents: int = 10) -> pd.DataF
     tokens = [str(encoder.tokenizer.decode([i])) for i in batch.ids[0].tolist()]
     index = pd.Index(tokens, name="token")
     return pd.DataFrame(found[:, strongest].double().numpy(), index=index, columns=strongest.tolist()).round(2)
-
-
-def latent_examples(
-    samples: Sequence[Sample], encoder: Encoder, latents: Sequence[int], texts: int = 3, context: int = 8
-) -> pd.DataFrame:
-    """The `texts` samples on which each latent fires most: activation, and the words around that token, which stands in [[ ]]."""
-    peaks: dict[int, list[tuple[float, str]]] = {latent: [] for latent in latents}
-    for batch in token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch // 4, encoder.max_tokens):
-        found = batch_latents(encoder, batch, samples)[:, :, list(latents)]
-        for row, values in enumerate(found):
-            for column, latent in enumerate(latents):
-                place = int(values[:, column].argmax())
-                ids, near = batch.ids[row], max(0, place - context)
-                around = [ids[near:place], ids[place : place + 1], ids[place + 1 : place + 1 + context]]
-                before, token, after = (encoder.tokenizer.decode(part.tolist(), skip_special_tokens=True) for part in around)
-                peaks[latent].append((float(values[place, column]), f"{before}[[{token}]]{after}".replace("\n", " ")))
-    rows = [(latent, round(value, 2), text) for latent, own in peaks.items() for value, text in sorted(own, reverse=True)[:texts]]
-    return pd.DataFrame(rows, columns=["latent", "activation", "text"]).set_index(["latent", "activation"])
