@@ -36,7 +36,7 @@ from saerl_lib.encode.store import (
     shard_path,
 )
 from saerl_lib.settings import SAEConfig
-from saerl_lib.train.policy import FOLDER, load_policy
+from saerl_lib.train.policy import FOLDER
 from saerl_lib.world.pretrain import WIDTH
 from tests import stand_ins as build
 
@@ -77,7 +77,7 @@ def random_sae(kind: str, latents: int = 512) -> TopKSAE | JumpReLUSAE | Standar
 
 @pytest.fixture(scope="module")
 def encoder() -> pool.Encoder:
-    model, tokenizer = load_policy()
+    model, tokenizer = models.open_causal(FOLDER)
     saes = {"sae": random_sae("jumprelu"), "other": random_sae("topk", 256)}
     return pool.Encoder(models.truncate(model, 3), tokenizer, saes, 600, dense=True)
 
@@ -122,7 +122,7 @@ def test_metadata_by_hand() -> None:
 
 
 def test_non_finite_activations_name_the_sample(samples: list[Sample]) -> None:
-    model, tokenizer = load_policy()
+    model, tokenizer = models.open_causal(FOLDER)
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="sample labelled-"):
@@ -206,7 +206,7 @@ def test_samples_without_solution_are_nan_and_can_be_completed(
 
 
 def test_chat_spans_are_exact_and_long_texts_are_cut(samples: list[Sample]) -> None:
-    _, tokenizer = load_policy()
+    _, tokenizer = models.open_causal(FOLDER)
     sample = replace(samples[0], prompt="Add 12 and 30.")
     said = "{{ messages[0]['content'] }}"
     for template, leads in ((f"<|user|>\n{said}\n<|assistant|>\n", False), (said, True)):
@@ -261,7 +261,7 @@ def test_every_rule_keeps_the_asked_number_and_reads_what_it_says(
 
 
 def test_the_gradient_at_the_hook_equals_a_finite_difference(samples: list[Sample]) -> None:
-    model, tokenizer = load_policy()
+    model, tokenizer = models.open_causal(FOLDER)
     model = model.double()
     (batch,) = models.token_batches(samples[:1], tokenizer, 4096)
     states, gradient = hooked_gradient(model, 2, batch)

@@ -127,7 +127,8 @@ def test_trl_consumes_the_batches_of_the_plan(export: trainers.Export, tmp_path:
     from trl import DatasetMixtureConfig, GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
     from trl.scripts.grpo import GRPOScriptArguments
 
-    from saerl_lib.train.policy import load_policy
+    from saerl_lib.encode.models import open_causal
+    from saerl_lib.train.policy import FOLDER
 
     trainers.export_plan(export, "trl", tmp_path / "out")
     monkeypatch.chdir(tmp_path / "out")
@@ -138,7 +139,7 @@ def test_trl_consumes_the_batches_of_the_plan(export: trainers.Export, tmp_path:
     assert arguments.max_steps == STEPS and script.reward_funcs == ["reward.correct"]
     data = load_dataset(script.dataset_name, cache_dir=str(tmp_path / "cache"))[script.dataset_train_split]
     namespace = reward_of(tmp_path / "out", monkeypatch)
-    model, tokenizer = load_policy()
+    model, tokenizer = open_causal(FOLDER)
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     trainer = GRPOTrainer(model, namespace["correct"], arguments, data, processing_class=tokenizer)
     # One batch of the loader is generated once and taken in steps_per_generation parts, so it is repeated as often.

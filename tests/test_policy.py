@@ -21,10 +21,11 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig
 from saerl_lib.data.sample import DataError, write_samples
+from saerl_lib.encode.models import open_causal
 from saerl_lib.plan.trainers import read_rows
 from saerl_lib.studies import world_check
 from saerl_lib.train import run, sampler, trainer
-from saerl_lib.train.policy import FOLDER, load_policy, policy_folder
+from saerl_lib.train.policy import FOLDER, policy_folder
 from saerl_lib.train.sampler import gold_probability, log_probabilities, sample_groups
 from saerl_lib.train.selectors import InOrder
 from saerl_lib.train.trainer import Feed, PackedFeed, PlanTrainer, grpo_arguments, record
@@ -38,7 +39,7 @@ SAMPLES = [replace(s, id=f"p{i}") for i, s in enumerate(draw_split("feed", 16, T
 
 @pytest.fixture(scope="module")
 def policy() -> tuple[Any, Any]:
-    return load_policy()
+    return open_causal(FOLDER)
 
 
 def feed(policy: tuple[Any, Any], log: Path, train: TrainConfig = TRAIN, **changes: Any) -> PackedFeed:
@@ -96,7 +97,7 @@ def by_hand(model: Any, inputs: dict[str, Any], loss: str, temperature: float) -
 @pytest.mark.parametrize("loss", ["token_mean", "sequence_mean", "constant"])
 def test_loss_and_gradient_equal_those_of_trl_and_by_hand(tmp_path: Path, loss: str) -> None:
     train = replace(TRAIN, loss=loss, temperature=0.9, optimizer="sgd", learning_rate=0.5)
-    model, _ = policy = load_policy()
+    model, _ = policy = open_causal(FOLDER)
     arguments = grpo_arguments(train, len(SAMPLES), 1, 1, tmp_path / "c")
     source = feed(policy, tmp_path / "r.jsonl", train, prompts_per_step=len(SAMPLES))
     trainer = PlanTrainer(source, policy, arguments)
@@ -145,7 +146,7 @@ def test_a_run_without_a_plan_trains_the_last_blocks_alone(tmp_path: Path, monke
     run.train(job)
     rollouts = pd.read_parquet(job.folder / "rollouts.parquet")
     assert rollouts["sample_id"].tolist() == [s.id for s in sums[:4] for _ in range(4)] and rollouts["reward"].mean() == 0.5
-    before, after = (load_policy(folder)[0].state_dict() for folder in (FOLDER, job.folder / "final"))
+    before, after = (open_causal(folder)[0].state_dict() for folder in (FOLDER, job.folder / "final"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith(("model.layers.3.", "model.norm.")) for name in moved)
 
@@ -223,7 +224,7 @@ def test_near_greedy_sampling_equals_generate(policy: tuple[Any, Any]) -> None:
     """The sampler drops finished rows and prompts; the reference is Hugging Face's own greedy generation."""
     model, tokenizer = policy
     prompts = ["31+47.\n", "A box holds 86 beads; 20 go out. How many are left?\n", *(f"{s.prompt}\n" for s in SAMPLES)]
-    batch = tokenizer(prompts, return_tensors="pt", padding=True)
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     batch.pop("token_type_ids", None)
     out = model.generate(**batch, max_new_tokens=40, do_sample=False)
     expected = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -253,7 +254,7 @@ def test_a_rebuild_begins_with_the_recorded_losses(
     assert json.loads((tmp_path / "provenance.json").read_text())["command"] == "python -m saerl_lib world --rebuild"
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in FOLDER.iterdir()}
     assert (tmp_path / "tokenizer.json").read_bytes() == (FOLDER / "tokenizer.json").read_bytes()
-    fresh, shipped = (load_policy(folder)[0].state_dict() for folder in (tmp_path, FOLDER))
+    fresh, shipped = (open_causal(folder)[0].state_dict() for folder in (tmp_path, FOLDER))
     assert {name: value.shape for name, value in fresh.items()} == {name: value.shape for name, value in shipped.items()}
     with pytest.raises(ValueError, match="--policy huge: no such folder"):
         policy_folder("huge")

@@ -17,13 +17,13 @@ from saerl_lib.config import LadderConfig, PropertyConfig, get_profile
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import SEPARATOR, DataError, Sample
 from saerl_lib.encode import models
-from saerl_lib.encode.models import measure_surprise
+from saerl_lib.encode.models import measure_surprise, open_causal
 from saerl_lib.properties import probes
 from saerl_lib.properties.probes import Task, fit_tfidf, metric, split_tasks, task_rows, tasks_of_file
 from saerl_lib.report.statistics import bootstrap_weights, rank_metrics
 from saerl_lib.studies.flaws import BUCKETS, FlawData, common_scores, flaw_table, log_importance_weights, sgd_scores
 from saerl_lib.studies.ladder import Group, balanced, feature_sets, ladder
-from saerl_lib.train.policy import load_policy
+from saerl_lib.train.policy import FOLDER
 from tests.real_files import problems, write_jsonl
 
 CONFIG = PropertyConfig(bootstrap_samples=200, elastic_net_alphas=8)
@@ -297,7 +297,7 @@ def test_bad_input_names_the_place(call: Callable[[], object], message: str) -> 
 
 
 def test_surprise_equals_a_loop_and_does_not_depend_on_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = load_policy()
+    model, tokenizer = open_causal(FOLDER)
     prompts, solutions = ["Add 3 and 4.", "What is 12 times 7, then?", "Sum 1 and 1."], ["3 + 4 = 7", "84", "1 + 1 = 2"]
     found = measure_surprise(prompts, solutions, model, tokenizer)
     for i, (prompt, solution) in enumerate(zip(prompts, solutions, strict=True)):

@@ -24,6 +24,7 @@ from saerl_lib.artifacts import Stage
 from saerl_lib.config import WORLD_VERSION, PlanConfig, ReaderConfig, get_profile
 from saerl_lib.data.answers import read_answer
 from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
+from saerl_lib.encode.models import open_causal
 from saerl_lib.encode.stages import features_stage, store_stage
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage
 from saerl_lib.studies import world_check
@@ -32,7 +33,7 @@ from saerl_lib.studies.pool import arm_pool_stage
 from saerl_lib.studies.world_check import ALONE, GateRun, NearestHalf, Sizes, chosen_rates, pilot, run_pilot, train_reserved
 from saerl_lib.train import policy
 from saerl_lib.train.arms import PILOTED, ArmPool, ArmSetting, find_arm
-from saerl_lib.train.policy import FOLDER, load_policy
+from saerl_lib.train.policy import FOLDER
 from saerl_lib.train.run import train, write_run
 from saerl_lib.train.sampler import gold_probability
 from saerl_lib.world import gates, sources
@@ -249,7 +250,7 @@ def test_a_reserved_run_is_trained_once_and_read_again(tmp_path: Path) -> None:
 
 
 def test_the_positive_control_takes_the_prompts_nearest_to_one_half() -> None:
-    samples, policy = draw_split("near", 12, TARGET, 2, set()), load_policy()
+    samples, policy = draw_split("near", 12, TARGET, 2, set()), open_causal(FOLDER)
     control = NearestHalf(policy, samples, Sizes(looked_at=12, looked_every=2), seed=0)
     rates = np.abs(gold_probability(*policy, samples, 1.0) - 0.5)
     chosen = np.concatenate([control.next(2), control.next(2)])

@@ -187,10 +187,10 @@ def open_decoder(reader: ReaderConfig) -> tuple[CutModel, Any, PretrainedConfig]
     return decoder, tokenizer, settings
 
 
-def open_causal(name: str, precision: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
+def open_causal(name: str | Path, precision: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
     """A whole language model with its logits, and its tokenizer, on the CPU: for surprise and gradients, and as a policy. `name`
     as `ReaderConfig.model`."""
-    name = model_name(ReaderConfig(name))
+    name = model_name(ReaderConfig(str(name)))
     model = AutoModelForCausalLM.from_pretrained(name, dtype=precision, local_files_only=Path(name).is_dir()).eval()
     return model, open_tokenizer(name)
 

@@ -46,14 +46,14 @@ from saerl_lib.data.answers import reward
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode import models
-from saerl_lib.encode.models import open_reader
+from saerl_lib.encode.models import open_causal, open_reader
 from saerl_lib.encode.pool import pool_vectors, write_shard
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.scorer import Columns, fit_scorer, rated_sources
 from saerl_lib.report.tables import as_table, read_table, write_csv
-from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, load_policy, pass_rates
+from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, FOLDER, pass_rates
 from saerl_lib.train.sampler import Sampler
 from saerl_lib.train.selectors import InOrder
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
@@ -386,7 +386,7 @@ def bench_preparation(profile: Profile, world: Stage, publish: bool) -> Rows:
     `publish` writes the table preparation_cost: part, prompts, rollouts, encode_s, rollouts_s, saved (percent of rollouts_s).
     """
     samples, encoder = load_split(world, "pool"), open_reader(profile.reader)
-    policy, rows = Sampler(*load_policy()), []
+    policy, rows = Sampler(*open_causal(FOLDER)), []
     with tempfile.TemporaryDirectory() as folder:
         write_shard(samples[-PROMPTS:], encoder, Path(folder) / "warm", {})
         for part in range(PARTS):
@@ -410,7 +410,7 @@ def bench_trainer(profile: Profile, samples: list[Sample], folder: Path, own: bo
     def exact_answer(completions: list[str], answer: list[str], **_: Any) -> list[float]:
         return [reward(text, gold) for text, gold in zip(completions, answer, strict=True)]
 
-    policy, arguments = load_policy(), grpo_arguments(profile.train, GRPO_PROMPTS, GRPO_STEPS, sub_seed(0, "bench"), folder)
+    policy, arguments = open_causal(FOLDER), grpo_arguments(profile.train, GRPO_PROMPTS, GRPO_STEPS, sub_seed(0, "bench"), folder)
     if own:
         order, log = InOrder(range(len(samples))), folder / "rollouts-000.jsonl"
         return PlanTrainer(PackedFeed(policy, samples, order, profile.train, GRPO_PROMPTS, log, 10**9, 0), policy, arguments)

@@ -33,13 +33,14 @@ from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, TrainConfig, sub_seed, to_dict
 from saerl_lib.data.answers import reward
 from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.encode.models import open_causal
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import rows_of
 from saerl_lib.plan.orders import kept_pool, standardised_space
 from saerl_lib.properties.clusters import CLIP
 from saerl_lib.properties.probes import fit_tfidf, texts_of, topics_at
 from saerl_lib.report.statistics import bootstrap_weights, weighted_interval
-from saerl_lib.train.policy import load_policy
+from saerl_lib.train.policy import FOLDER
 from saerl_lib.train.sampler import encode_prompts, log_probabilities, sample_groups
 
 HALVES = 2
@@ -358,7 +359,7 @@ def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty:
         rows = np.sort(draw.choice(len(pool), min(profile.gradient_prompts, len(pool)), replace=False))
         chosen, by_id = pool.iloc[rows], {s.id: s for s in load_split(world, "pool")}
         samples = [by_id[name] for name in chosen["sample_id"]]
-        gram = measure_gradients(*load_policy(), samples, profile.train, sub_seed(profile.seed, "gradient-rollouts"))
+        gram = measure_gradients(*open_causal(FOLDER), samples, profile.train, sub_seed(profile.seed, "gradient-rollouts"))
         table = load_split_features(features, "pool")
         kept = rows_of(pool["sample_id"], table.ids)
         spaces = space_distances(

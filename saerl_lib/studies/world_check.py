@@ -41,12 +41,13 @@ from saerl_lib import paths
 from saerl_lib.artifacts import code_hash, provenance, write_atomic, write_json
 from saerl_lib.config import WORLD_VERSION, Profile, TrainConfig, content_hash, get_profile, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, normalise
+from saerl_lib.encode.models import open_causal
 from saerl_lib.encode.stages import read, retained_of
 from saerl_lib.encode.store import Store
 from saerl_lib.report.statistics import Estimate, over_seeds
 from saerl_lib.report.tables import write_csv
 from saerl_lib.train.arms import PILOTED
-from saerl_lib.train.policy import FOLDER, attempted, load_policy
+from saerl_lib.train.policy import FOLDER, attempted
 from saerl_lib.train.sampler import Sampler, gold_probability
 from saerl_lib.train.selectors import InOrder, Selector
 from saerl_lib.train.stages import ONE_CORE
@@ -204,7 +205,7 @@ def train_reserved(run: GateRun, home: Path) -> pd.DataFrame:
     torch.set_num_threads(1)
     started, taken = time.monotonic(), set(taken_prompts())
     problems = held_out(run.sizes, taken)
-    samples, policy, work = run.pool(taken), load_policy(), home / run.name
+    samples, policy, work = run.pool(taken), open_causal(FOLDER), home / run.name
     work.mkdir(parents=True, exist_ok=True)
     log = work / "rollouts.jsonl"
     log.unlink(missing_ok=True)
@@ -317,7 +318,7 @@ def seen_by_features(profile: Profile, sizes: Sizes, home: Path) -> Measured:
         read({"store": samples}, profile.reader, folder, folder.with_name(f"{folder.name}-parts"))
         store = Store(folder / "store")
         np.save(kept, store.select(retained_of(profile, store, samples)))
-    z, rates = np.load(kept), gold_probability(*load_policy(), samples, 1.0)
+    z, rates = np.load(kept), gold_probability(*open_causal(FOLDER), samples, 1.0)
     rho, question = (out_of_fold(part, rates) for part in (z, z[:, : z.shape[1] // 2]))
     half = norm.ppf(0.975) / math.sqrt(len(rates) - 3)
     low, high = (math.tanh(math.atanh(rho) + sign * half) for sign in (-1, 1))

@@ -11,12 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
@@ -41,27 +39,9 @@ def policy_folder(name: str) -> Path:
     return FOLDER if name == WORLD_POLICY else model_folder(name, "--policy")
 
 
-def load_policy(folder: Path = FOLDER) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """A policy in float32 and its tokenizer, from a local folder; by default the shipped one.
-
-    The tokenizer is read as `PreTrainedTokenizerFast`: the automatic class may build another one from the
-    configuration's model type and drop spaces.
-    """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder}: no config.json; rebuild the weights with `python -m saerl_lib world --rebuild`")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, padding_side="left")
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    return model.eval(), tokenizer
-
-
-def open_policy(name: str | Path, train: TrainConfig, precision: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder for an engine; engine "trl" knows names of the hub too."""
-    return load_policy(Path(name)) if train.engine == "packed" else open_causal(str(name), precision)
-
-
 def open_sampler(folder: Path, train: TrainConfig) -> Sampler:
     """What draws completions of the policy in `folder` for an engine, "trl" on the GPU where there is one."""
-    model, tokenizer = open_policy(folder, train, torch.bfloat16 if train.bf16 else torch.float32)
+    model, tokenizer = open_causal(folder, torch.bfloat16 if train.bf16 else torch.float32)
     if train.engine == "packed":
         return Sampler(model, tokenizer, train.chat)
     return GenerateSampler(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, train.chat)

@@ -32,10 +32,11 @@ from transformers import TrainerCallback
 from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, locked, provenance, read_json, write_atomic, write_json
 from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.sample import SAMPLES
+from saerl_lib.encode.models import open_causal
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.plan.trainers import append_rows, cut_back, in_plan_order, open_export, read_rows, read_sample_file
 from saerl_lib.train.arms import ArmPool, ArmSetting, find_arm
-from saerl_lib.train.policy import evaluate, open_policy
+from saerl_lib.train.policy import evaluate
 from saerl_lib.train.sampler import Sampler
 from saerl_lib.train.selectors import InOrder, Selector
 from saerl_lib.train.trainer import (
@@ -269,7 +270,7 @@ def prepare(run: Run, rank: int = 0, processes: int = 1) -> tuple[PlanTrainer, W
     packed, blocks = run.train.engine == "packed", run.train.trained_blocks
     if packed and processes > 1:
         raise ArtifactError(f"{run.folder}: engine 'packed' trains in one process; start it without a launcher")
-    model, tokenizer = open_policy(run.policy, run.train)
+    model, tokenizer = open_causal(run.policy)
     if blocks:
         model.requires_grad_(False)
         for part in (*model.model.layers[-blocks:], model.model.norm):

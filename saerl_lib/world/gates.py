@@ -26,9 +26,10 @@ from saerl_lib import paths
 from saerl_lib.artifacts import TRAINED_GATES, Stage, file_sha256, get_or_compute, read_json
 from saerl_lib.config import WORLD_VERSION, Profile, content_hash, sub_seed
 from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.encode.models import open_causal
 from saerl_lib.properties.probes import TOKEN_PATTERN
 from saerl_lib.train.arms import SHARP
-from saerl_lib.train.policy import FOLDER, WORLD_POLICY, load_policy, open_sampler, pass_rates, policy_folder
+from saerl_lib.train.policy import FOLDER, WORLD_POLICY, open_sampler, pass_rates, policy_folder
 from saerl_lib.train.sampler import gold_probability
 
 
@@ -145,7 +146,7 @@ def base_rates_stage(profile: Profile, world: Stage) -> Stage:
         frame = pd.DataFrame({"sample_id": [s.id for s in samples], "difficulty": [s.difficulty for s in samples]})
         exact = profile.policy == WORLD_POLICY
         frame["pass_rate"] = (
-            gold_probability(*load_policy(), samples, 1.0) if exact
+            gold_probability(*open_causal(FOLDER), samples, 1.0) if exact
             else pass_rates(open_sampler(weights, train), samples, train, sub_seed(profile.seed, "rated"))
         )  # fmt: skip
         return {"pass_rates": frame}
