@@ -131,8 +131,6 @@ def test_saerl_ablations_change_one_thing_each() -> None:
         plan = build_plan(uneven.ids, *(uneven.column(c) for c in ("cluster", "ranking", "raw", "length")),
                           replace(SETTING.plan, unequal=unequal), order="saerl")  # fmt: skip
         assert find_arm(name).order(uneven, SETTING).ids == plan.ids
-    config = arms.scaled(SETTING.plan, 4)
-    assert (config.prompts_per_step, config.swapped_per_batch, config.window_batches) == (16, 4, 1)
 
 
 @settings(max_examples=20, deadline=None)

@@ -112,6 +112,8 @@ def test_every_kind_of_arm_spends_the_same_rollouts(kept: dict[str, Path], finis
     same = budget.drop(index="dapo")
     assert (same["rollouts"] == 32).all(), "8 prompts x 4 rollouts, whatever the batch and whatever is dropped"
     assert budget.loc["grpo_4b", "updates"] == 1 and budget.loc["grpo", "updates"] == 4
+    larger = grid.scaled(PROFILE.plan, 4)
+    assert (larger.prompts_per_step, larger.swapped_per_batch, larger.window_batches) == (8, 4, 1)
     assert budget.loc["dapo", "updates"] == 4 and budget.loc["dapo", "rollouts_used"] == 32 < budget.loc["dapo", "rollouts"]
     assert budget.loc["dapo_rollouts", "rollouts_used"] < 32
     assert budget.loc["adarft_once", "distinct_prompts"] == 8, "each prompt once a pass"

@@ -37,20 +37,7 @@ from saerl_lib.properties.scorer import difficulty_stage, filter_stage
 from saerl_lib.report import study
 from saerl_lib.report.tables import read_table, write_csv
 from saerl_lib.studies.pool import alternatives_stage, arm_pool_stage, load_arm_pool
-from saerl_lib.train.arms import (
-    DRAWS,
-    REAL,
-    WIDE,
-    WIDER,
-    Arm,
-    ArmError,
-    ArmPool,
-    ArmSetting,
-    all_arms,
-    find_arm,
-    scaled,
-    variant_of,
-)  # fmt: skip
+from saerl_lib.train.arms import DRAWS, REAL, WIDE, WIDER, Arm, ArmError, ArmPool, ArmSetting, all_arms, find_arm, variant_of
 from saerl_lib.train.policy import policy_folder
 from saerl_lib.train.run import DONE, Run
 from saerl_lib.train.stages import LIVE, LIVE_PROMPTS, SEEDS, jobs_home, matched_run, run_all
@@ -116,6 +103,16 @@ def profile_of(profile: Profile, arm: Arm) -> Profile:
         own, pool_samples=samples, train_steps=None, world=world, plan=PlanConfig(prompts_per_step=LIVE_PROMPTS),
         properties=replace(profile.properties, clusters=len(SHORT)), policy=SMOLLM2, train=REAL_TRAIN,
     )  # fmt: skip
+
+
+def scaled(config: PlanConfig, factor: int) -> PlanConfig:
+    """The plan's settings at `factor` times the batch: the same share swapped, the same number of samples in the window."""
+    return replace(
+        config,
+        prompts_per_step=factor * config.prompts_per_step,
+        swapped_per_batch=factor * config.swapped_per_batch,
+        window_batches=max(1, round(config.window_batches / factor)),
+    )
 
 
 def arm_plan(arm: Arm, pool: ArmPool, config: PlanConfig, steps: int, seed: int, draw: int = 0) -> BatchPlan:

@@ -182,16 +182,6 @@ def curriculum(
     )  # fmt: skip
 
 
-def scaled(config: PlanConfig, factor: int) -> PlanConfig:
-    """The plan's settings at `factor` times the batch: the same share swapped, the same number of samples in the window."""
-    return dataclasses.replace(
-        config,
-        prompts_per_step=factor * config.prompts_per_step,
-        swapped_per_batch=factor * config.swapped_per_batch,
-        window_batches=max(1, round(config.window_batches / factor)),
-    )
-
-
 def farthest_first(quality: np.ndarray, points: np.ndarray, count: int) -> np.ndarray:
     """Greedy argmax of quality(x) * min over chosen x' of ||x - x'||, [count]; the first is the best quality.
 
