@@ -18,8 +18,6 @@ import dataclasses
 import math
 import os
 import random
-import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -42,7 +40,7 @@ from saerl_lib.artifacts import code_hash, provenance, write_atomic, write_json
 from saerl_lib.config import WORLD_VERSION, Profile, TrainConfig, content_hash, get_profile, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, normalise
 from saerl_lib.encode.models import open_causal
-from saerl_lib.encode.stages import read, retained_of
+from saerl_lib.encode.stages import read_stage, retained_of
 from saerl_lib.encode.store import Store
 from saerl_lib.report.statistics import Estimate, over_seeds
 from saerl_lib.report.tables import write_csv
@@ -170,13 +168,13 @@ class Judge(TrainerCallback):
 
     def __init__(self, run: GateRun, policy: tuple[Any, Any], problems: Sequence[Sample]) -> None:
         self.run, self.policy, self.problems = run, policy, problems
-        self.parts, self.seconds = list[pd.DataFrame](), 0.0
+        self.parts = list[pd.DataFrame]()
 
     def look(self, step: int) -> None:
         """One evaluation."""
         if step not in self.run.sizes.evaluated:
             return
-        started, (model, tokenizer) = time.monotonic(), self.policy
+        model, tokenizer = self.policy
         model.eval()
         frame = pd.DataFrame({"sample_id": [s.id for s in self.problems], "topic": [s.topic for s in self.problems]})
         frame.insert(0, "step", step)
@@ -187,7 +185,6 @@ class Judge(TrainerCallback):
             frame["sampled"] = found["correct"].astype(float)
         model.train()
         self.parts.append(frame)
-        self.seconds += time.monotonic() - started
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After every update."""
@@ -203,7 +200,7 @@ def train_reserved(run: GateRun, home: Path) -> pd.DataFrame:
     if path.exists():
         return pd.read_parquet(path)
     torch.set_num_threads(1)
-    started, taken = time.monotonic(), set(taken_prompts())
+    taken = set(taken_prompts())
     problems = held_out(run.sizes, taken)
     samples, policy, work = run.pool(taken), open_causal(FOLDER), home / run.name
     work.mkdir(parents=True, exist_ok=True)
@@ -225,8 +222,6 @@ def train_reserved(run: GateRun, home: Path) -> pd.DataFrame:
     shares = {end: np.mean([share for step, share in silent if start < step <= end]) for end, start in ends.items()}
     frame = frame.assign(arm=run.arm, rate=run.train.learning_rate, seed=run.seed, silent=frame["step"].map(shares))
     write_atomic(path, frame.to_parquet(index=False, compression="zstd"))
-    seconds = {"all": time.monotonic() - started, "evaluation": judge.seconds}
-    write_json(path.with_suffix(".json"), {"seconds": seconds, "provenance": provenance()})
     log.unlink()
     return frame
 
@@ -283,8 +278,6 @@ def trained_from(frame: pd.DataFrame, sizes: Sizes) -> dict[str, Measured]:
     found[gates.LATE] = found[gates.STILL] = measured(over_seeds(curve[end] - curve[late]), _ends(curve, start, end))
     spread = []
     for gate, arm in ((gates.POSITIVE, "nearest_half"), (gates.NEGATIVE, "reshuffled")):
-        if arm not in mean.index.get_level_values("arm"):
-            continue
         difference = (mean.loc[arm] - mean.loc["random"]).dropna()
         found[gate] = measured(over_seeds(difference[end]), f"{_ends(mean.loc[arm], start, end)}; "
                                f"mean of the curve {difference[list(sizes.evaluated[1:])].mean().mean():+.2f}")  # fmt: skip
@@ -296,11 +289,10 @@ def trained_from(frame: pd.DataFrame, sizes: Sizes) -> dict[str, Measured]:
         note = f"paired deviation {deviation:.2f} points with {degrees} degrees of freedom, level {LEVEL:g}, power 0.8"
         found[gates.DETECTABLE] = Measured(pair.detectable(LEVEL), degrees, note=note)
     alone = frame[frame["arm"] == "alone"]
-    if len(alone):
-        own = alone.assign(own=alone["topic"].isin(ALONE)).groupby(["seed", "own", "step"])["exact"].mean().unstack("step")
-        gains = (own[end] - own[start]).unstack("own")
-        note = f"trained on {len(ALONE)} of {len(EVERY)} topics: own {100 * gains[True].mean():+.1f} points"
-        found[gates.TRANSFER] = measured(over_seeds(gains[False] / gains[True]), note)
+    own = alone.assign(own=alone["topic"].isin(ALONE)).groupby(["seed", "own", "step"])["exact"].mean().unstack("step")
+    gains = (own[end] - own[start]).unstack("own")
+    note = f"trained on {len(ALONE)} of {len(EVERY)} topics: own {100 * gains[True].mean():+.1f} points"
+    found[gates.TRANSFER] = measured(over_seeds(gains[False] / gains[True]), note)
     return found
 
 
@@ -308,17 +300,11 @@ def _ends(curve: pd.DataFrame, start: int, end: int) -> str:
     return f"{curve[start].mean():.1f} % to {curve[end].mean():.1f} %"
 
 
-def seen_by_features(profile: Profile, sizes: Sizes, home: Path) -> Measured:
+def seen_by_features(profile: Profile, sizes: Sizes) -> Measured:
     """Spearman of base pass rates with their out-of-fold prediction by ridge from SAE features of question and solution."""
     samples = reserved("read", sizes.read, TRAINED, set(taken_prompts()))
-    folder = home / f"read-{content_hash([to_dict(profile.reader), [s.id for s in samples], WORLD_VERSION])}"
-    kept = folder / "features.npy"
-    if not kept.exists():
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed call left
-        read({"store": samples}, profile.reader, folder, folder.with_name(f"{folder.name}-parts"))
-        store = Store(folder / "store")
-        np.save(kept, store.select(retained_of(profile, store, samples)))
-    z, rates = np.load(kept), gold_probability(*open_causal(FOLDER), samples, 1.0)
+    store = Store(read_stage(profile, "gates", samples, profile.reader).path("store"))
+    z, rates = store.select(retained_of(profile, store, samples)), gold_probability(*open_causal(FOLDER), samples, 1.0)
     rho, question = (out_of_fold(part, rates) for part in (z, z[:, : z.shape[1] // 2]))
     half = norm.ppf(0.975) / math.sqrt(len(rates) - 3)
     low, high = (math.tanh(math.atanh(rho) + sign * half) for sign in (-1, 1))
@@ -365,7 +351,7 @@ def check_world(profile: Profile, sizes: Sizes) -> bool:
     seeds = range(FIRST_SEED, FIRST_SEED + sizes.seeds)
     arms = ("random", "nearest_half", "reshuffled", "alone")
     frame = run_reserved([GateRun(arm, seed, train, sizes) for seed in seeds for arm in arms], home)
-    found = trained_from(frame, sizes) | {gates.SEEN: seen_by_features(profile, sizes, home)}
+    found = trained_from(frame, sizes) | {gates.SEEN: seen_by_features(profile, sizes)}
     kept = {name: {k: None if v != v else v for k, v in one._asdict().items()} for name, one in found.items()}
     write_json(gates.TRAINED_RECORD, {"settings": gates.settings_hash(), "sizes": to_dict(sizes), "train": to_dict(train),
                                       "provenance": provenance(), "gates": kept})  # fmt: skip
