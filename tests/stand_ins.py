@@ -20,7 +20,6 @@ from saerl_lib.encode.pool import Encoder, write_shard
 from saerl_lib.encode.sae import fresh_sae
 from saerl_lib.encode.store import Store, shard_path
 from saerl_lib.needs import SETS
-from saerl_lib.world import pretrain
 
 WIDTH, LATENTS = 32, 64
 TEMPLATE = (
@@ -115,7 +114,9 @@ def write_set(root: Path, name: str, rows: list[dict[str, Any]]) -> None:
 
 def build_tokenizer(texts: list[str], folder: Path) -> int:
     """A byte-level BPE tokenizer with Qwen's splitting, special tokens and a chat template; returns its size."""
-    fast = pretrain.train_tokenizer(texts, QWEN_SPLIT, 400, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+    from saerl_lib.studies.world_check import train_tokenizer  # loads TRL
+
+    fast = train_tokenizer(texts, QWEN_SPLIT, 400, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
     return len(fast)
@@ -192,7 +193,9 @@ def build_opensae(folder: Path) -> Path:
 
 def untrained_sae(folder: Path) -> Path:
     """An SAE of the shipped policy as drawn, with 128 latents: they mean nothing, their arithmetic is that of any other."""
-    fresh_sae(torch.zeros(pretrain.WIDTH), 0, 8, 128).save_inference_model(folder)
+    from saerl_lib.studies.world_check import WIDTH  # loads TRL
+
+    fresh_sae(torch.zeros(WIDTH), 0, 8, 128).save_inference_model(folder)
     return folder
 
 

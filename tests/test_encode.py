@@ -36,8 +36,8 @@ from saerl_lib.encode.store import (
     shard_path,
 )
 from saerl_lib.settings import SAEConfig
+from saerl_lib.studies.world_check import WIDTH
 from saerl_lib.train.policy import FOLDER
-from saerl_lib.world.pretrain import WIDTH
 from tests import stand_ins as build
 
 

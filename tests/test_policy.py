@@ -24,13 +24,13 @@ from saerl_lib.data.sample import DataError, write_samples
 from saerl_lib.encode.models import open_causal
 from saerl_lib.plan.trainers import read_rows
 from saerl_lib.studies import world_check
+from saerl_lib.studies.world_check import rebuild_policy
 from saerl_lib.train import run, sampler, trainer
 from saerl_lib.train.policy import FOLDER, policy_folder
 from saerl_lib.train.sampler import gold_probability, log_probabilities, sample_groups
 from saerl_lib.train.selectors import InOrder
 from saerl_lib.train.trainer import Feed, PackedFeed, PlanTrainer, grpo_arguments, record
 from saerl_lib.world.gates import REFERENCE_SHARES
-from saerl_lib.world.pretrain import rebuild_policy
 from saerl_lib.world.sources import SHORT, TARGET, draw_split, lesson
 
 TRAIN = TrainConfig(rollouts_per_prompt=4, max_completion_tokens=48)

@@ -27,12 +27,12 @@ from saerl_lib.report.study import COMPARISONS, PAPER_VALUES
 from saerl_lib.report.tables import generated, update_block
 from saerl_lib.studies.grid import profile_of
 from saerl_lib.studies.pool import OWN_TOKENS
+from saerl_lib.studies.world_check import PRETRAIN_STEPS
 from saerl_lib.train.arms import PILOTED, WIDE, find_arm
 from saerl_lib.train.policy import FOLDER
 from saerl_lib.train.selectors import DISCOUNT
 from saerl_lib.train.trainer import OPTIMIZERS
 from saerl_lib.world.gates import FORGETTING, GATES
-from saerl_lib.world.pretrain import STEPS as PRETRAIN_STEPS
 from saerl_lib.world.sources import SCHOOL
 
 TOP = [paths.ROOT / name for name in ("README.md", "CONTRIBUTING.md")]

@@ -4,8 +4,8 @@
 trainer and settings of the laptop profile, one process a run: the random order at several learning rates (the pilot), random,
 another shuffle of the same prompts (the negative control), prompts whose true pass rate is nearest to one half now (the positive
 control, which looks at what no method may see), and half of the topics alone (transfer). A run is judged by the exact likelihood
-of held-out gold solutions; sampled answers stand beside it at both ends. A finished run is kept. `world --rebuild` makes the
-policy anew.
+of held-out gold solutions; sampled answers stand beside it at both ends. A finished run is kept. `world --rebuild` pre-trains
+the policy anew on a learner's solutions: tokenizer, weights and the files that are shipped.
 
 The learning rate of each loss and optimizer is chosen on the random order alone, by a rule stated before the pilot ran: of the
 rates whose forgetting, averaged over the pilot's seeds, is at most the gate's bound, the one with the highest final exact
@@ -18,7 +18,7 @@ import dataclasses
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,12 +33,14 @@ from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from transformers import TrainerCallback
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from transformers.utils import logging
 
 from saerl_lib import paths
 from saerl_lib.artifacts import code_hash, provenance, write_atomic, write_json
 from saerl_lib.config import WORLD_VERSION, Profile, TrainConfig, content_hash, get_profile, sub_seed, to_dict
-from saerl_lib.data.sample import Sample, normalise
+from saerl_lib.data.sample import SEPARATOR, Sample, normalise
 from saerl_lib.encode.models import open_causal
 from saerl_lib.encode.stages import read_stage, retained_of
 from saerl_lib.encode.store import Store
@@ -46,15 +48,15 @@ from saerl_lib.report.statistics import Estimate, over_seeds
 from saerl_lib.report.tables import write_csv
 from saerl_lib.train.arms import PILOTED
 from saerl_lib.train.policy import FOLDER, attempted
-from saerl_lib.train.sampler import Sampler, gold_probability
+from saerl_lib.train.sampler import Sampler, gold_probability, log_probabilities
 from saerl_lib.train.selectors import InOrder, Selector
 from saerl_lib.train.stages import ONE_CORE
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments
 from saerl_lib.world import gates
 from saerl_lib.world.gates import Measured
-from saerl_lib.world.pretrain import rebuild_policy
-from saerl_lib.world.sources import EVERY, LENGTHS, TRAINED, Mix, draw_split, draw_world, world_stage
+from saerl_lib.world.sources import EVERY, LENGTHS, TRAINED, Mix, Text, draw_split, draw_world, learner_text, world_stage
 
+logging.disable_progress_bar()
 GATE_SEED = 90_002
 """Of the reserved draws of samples."""
 ALONE = EVERY[::2]
@@ -67,6 +69,17 @@ LOST = 0.2
 """Fall of a problem's pass rate that counts as forgetting."""
 STUDY_SEEDS, LEVEL = 8, 0.05 / 5
 """Matched seeds of the study's main arms and the level of its main comparison, corrected for a family of five."""
+PRETRAIN_SEED = 11
+"""Of the policy's weights and texts."""
+VOCABULARY = 900
+WIDTH, LAYERS, HEADS, FEED_FORWARD = 96, 4, 4, 208
+"""0.47 million parameters, embeddings tied."""
+PRETRAIN_STEPS, TEXTS_PER_STEP = 4000, 32
+PRETRAIN_RATE = 2e-3
+"""Peak of a cosine schedule with 100 warm-up steps, AdamW."""
+TOKENIZER_TEXTS = 20_000
+PIECES = r"\n?[-+*/]|\n?Answer: |\d|[=\n]|, then |, |; | and |[.:?] ?|[^\d,;.:?\n=*/+-]+?(?= and |[\d,;.:?\n=*/+-]|$)"
+"""What the tokenizer never merges across: signs, digits, joints, and the phrases between them."""
 
 
 @dataclass(frozen=True)
@@ -366,6 +379,86 @@ def check_world(profile: Profile, sizes: Sizes) -> bool:
     print(table[["gate", "value", "ci_low", "ci_high", "low", "high", "met", "n"]].to_string(index=False))
     print(f"tables: {paths.PUBLISHED}")
     return bool(table["met"].all())
+
+
+# Pre-training of the policy.
+
+
+def train_tokenizer(
+    texts: Iterable[str], pieces: str = PIECES, vocabulary: int = VOCABULARY, special: Sequence[str] = ("<pad>", "<eos>")
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that merges nothing across `pieces`; of the special tokens the first pads, the last ends. By
+    default it has a token for every digit and sign and, where they are frequent, for whole phrases."""
+    tokenizer = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pieces), "isolated"), byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    words = {"vocab_size": vocabulary, "special_tokens": [*special], "initial_alphabet": letters, "show_progress": False}
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(**words))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=special[0], eos_token=special[-1], padding_side="left"
+    )  # fmt: skip
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama with tied embeddings and random weights."""
+    torch.manual_seed(PRETRAIN_SEED)
+    architecture = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=FEED_FORWARD, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=WIDTH**-0.5,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(architecture)
+
+
+def batches(rng: random.Random) -> Iterator[list[Text]]:
+    """Endless batches of texts of similar length: eight batches are drawn, sorted by length and shuffled as batches."""
+    size = TEXTS_PER_STEP
+    while True:
+        texts = sorted((learner_text(rng) for _ in range(8 * size)), key=lambda text: len(text[0]) + len(text[1]))
+        groups = [texts[i : i + size] for i in range(0, len(texts), size)]
+        rng.shuffle(groups)
+        yield from groups
+
+
+def solution_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[Text]) -> torch.Tensor:
+    """Mean cross-entropy of a solution token, its end included, in nats."""
+    prompts = tokenizer([p + SEPARATOR for p, _ in texts])["input_ids"]
+    solutions = [ids + [tokenizer.eos_token_id] for ids in tokenizer([s for _, s in texts])["input_ids"]]
+    return -log_probabilities(model, prompts, solutions, 1.0).sum() / sum(map(len, solutions))
+
+
+def rebuild_policy(folder: Path = FOLDER, steps: int = PRETRAIN_STEPS) -> list[float]:
+    """Train tokenizer and policy from scratch on an endless stream of texts, on the CPU, into `folder`, weights in bfloat16;
+    returns the loss of every step in nats a solution token.
+
+    `steps` cuts the run short under the schedule of the full one, so that a short rebuild can be compared.
+    """
+    rng = random.Random(sub_seed(PRETRAIN_SEED, "tokenizer"))
+    tokenizer = train_tokenizer("\n".join(learner_text(rng)) for _ in range(TOKENIZER_TEXTS))
+    model = build_model(tokenizer).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=PRETRAIN_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    stream, losses = batches(random.Random(PRETRAIN_SEED)), list[float]()
+    for step in range(steps):
+        rate = PRETRAIN_RATE * min(1.0, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / PRETRAIN_STEPS)))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        loss = solution_loss(model, tokenizer, next(stream))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        losses.append(loss.item())
+        if step % 100 == 0:
+            print(f"step {step}: {losses[-1]:.4f} nats a token", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.eval().to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    return losses
+
+
+# The command.
 
 
 def run_world(check: bool, rebuild: bool, seeds: int) -> int:

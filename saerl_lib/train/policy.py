@@ -1,8 +1,8 @@
 """The policies, what is measured of them before training, and how their answers are evaluated.
 
-The world's policy is a small model pre-trained on a learner's solutions (`saerl_lib.world.pretrain`). Evaluations have one row a
-run, step and problem. The world's answers have one canonical form and are compared to the letter; others by math-verify within a
-time limit.
+The world's policy is a small model pre-trained on a learner's solutions (`saerl_lib.studies.world_check`). Evaluations have one
+row a run, step and problem. The world's answers have one canonical form and are compared to the letter; others by math-verify
+within a time limit.
 """
 
 from __future__ import annotations
