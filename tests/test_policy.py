@@ -140,10 +140,14 @@ def test_a_run_without_a_plan_trains_the_last_blocks_alone(tmp_path: Path, monke
     turns, answer = itertools.cycle([True, False]), MagicMock()
     answer.__eq__ = lambda self, other: next(turns)  # right every other time
     monkeypatch.setattr(trainer, "READ", {"last_number": lambda text: answer})
-    changes = {"trained_blocks": 1, "answer_from": "last_number", "max_completion_tokens": 6, "learning_rate": 1e-2}
+    changes = {"trained_blocks": 1, "answer_from": "last_number", "max_completion_tokens": 6, "learning_rate": 1e-2,
+               "checkpoint_every_steps": 1}  # fmt: skip
     job = run.Run("live", 0, tmp_path / "run", str(FOLDER), str(tmp_path / "lesson.parquet"), 2, 2, 8, replace(TRAIN, **changes))
+    save, found, left = run.save_weights, job.folder / "checkpoints", list[int]()
+    monkeypatch.setattr(run, "save_weights", lambda *told: left.extend(run.checkpoints(found)) or save(*told))
     run.write_run(job)
     run.train(job)
+    assert left == [1], "one behind the last step would leave no step to end the run"
     rollouts = pd.read_parquet(job.folder / "rollouts.parquet")
     assert rollouts["sample_id"].tolist() == [s.id for s in sums[:4] for _ in range(4)] and rollouts["reward"].mean() == 0.5
     before, after = (open_causal(folder)[0].state_dict() for folder in (FOLDER, job.folder / "final"))

@@ -39,15 +39,7 @@ from saerl_lib.train.arms import ArmPool, ArmSetting, find_arm
 from saerl_lib.train.policy import evaluate
 from saerl_lib.train.sampler import Sampler
 from saerl_lib.train.selectors import InOrder, Selector
-from saerl_lib.train.trainer import (
-    Feed,
-    PackedFeed,
-    PlanTrainer,
-    grpo_arguments,
-    require_gathered,
-    require_launcher,
-    save_weights,
-)
+from saerl_lib.train.trainer import Feed, PackedFeed, PlanTrainer, grpo_arguments, require_gathered, save_weights
 
 RECORD, DONE, STATE = "run.json", "done.json", "trainer_state.json"
 PARENT = "SAERL_PARENT"
@@ -197,11 +189,23 @@ def train(run: Run) -> None:
                 conclude(run)
 
 
+def require_launcher(train: TrainConfig, processes: int) -> None:
+    """Raise ArtifactError for one process that sees several GPUs: torch would split each pass over them, several plan steps a
+    step of the optimiser."""
+    seen = torch.cuda.device_count() if train.engine == "trl" and not train.cpu else 0
+    if processes == 1 and seen > 1:
+        raise ArtifactError(
+            f"one process sees {seen} GPUs and would consume {seen} steps of the plan at once: start one process a GPU with "
+            "accelerate launch (`run --launch 'accelerate launch ...'`), or show it one with CUDA_VISIBLE_DEVICES=0"
+        )
+
+
 def _train(run: Run, rank: int, processes: int) -> None:
     """Up to the final weights."""
     if run.train.engine == "packed" and not run.train.trained_blocks:
         torch.set_num_threads(1)  # one of many runs; a large policy has the machine for itself
-    started, (done, resume) = time.monotonic(), resume_point(run)
+    started, found = time.monotonic(), run.folder / "checkpoints"
+    done, resume = max(checkpoints(found).items(), default=(0, None))
     if rank == 0:
         for path in run.folder.glob("rollouts-*.jsonl"):
             cut_back(path, done)
@@ -211,7 +215,6 @@ def _train(run: Run, rank: int, processes: int) -> None:
     require_gathered(trainer.accelerator.state)
     trainer.accelerator.wait_for_everyone()  # every process has chosen its checkpoint, and the logs are cut
     if rank == 0:
-        found = run.folder / "checkpoints"
         for half in {*found.glob("checkpoint-*")} - {*checkpoints(found).values()}:
             shutil.rmtree(half)
     trainer.feed.replay([row for row in logged(run.folder) if row["step"] <= done])
@@ -312,6 +315,7 @@ class Watch(TrainerCallback):
             control.should_training_stop = not run.train.tail_steps or state.global_step >= run.last_update
         elif now // every > self.done // every:
             self.evaluate(now // every * every, state.global_step, full=False)
+        control.should_save &= not control.should_training_stop  # the final weights come next
         self.done = now
         keep = run.train.keep_every_steps
         if keep and (state.global_step % keep == 0 or state.global_step == state.max_steps):
@@ -399,17 +403,6 @@ def conclude(run: Run) -> None:
 def checkpoints(folder: Path) -> dict[int, Path]:
     """Step -> its checkpoint in `folder`; one that a kill left half written is none: the trainer's state comes last."""
     return {int(p.name.rsplit("-", 1)[1]): p for p in folder.glob("checkpoint-*") if read_json(p / STATE) is not None}
-
-
-def resume_point(run: Run) -> tuple[int, Path | None]:
-    """Step and folder of the last complete checkpoint with steps left behind it; (0, None) without one. Nothing is removed: every
-    process chooses for itself, at its own time."""
-    logged_at, usable = [row["step"] for row in logged(run.folder)], dict[int, Path]()
-    for step, checkpoint in checkpoints(run.folder / "checkpoints").items():
-        spent = run.progress(step, sum(s <= step for s in logged_at)) >= run.steps and not run.train.tail_steps
-        if step < run.last_update and not spent:
-            usable[step] = checkpoint
-    return max(usable.items(), default=(0, None))
 
 
 def plan_run(

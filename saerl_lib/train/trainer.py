@@ -316,17 +316,6 @@ def save_weights(trainer: PlanTrainer, place: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def require_launcher(train: TrainConfig, processes: int) -> None:
-    """Raise ArtifactError for one process that sees several GPUs: torch would split each pass over them, several plan steps a
-    step of the optimiser."""
-    seen = torch.cuda.device_count() if train.engine == "trl" and not train.cpu else 0
-    if processes == 1 and seen > 1:
-        raise ArtifactError(
-            f"one process sees {seen} GPUs and would consume {seen} steps of the plan at once: start one process a GPU with "
-            "accelerate launch (`run --launch 'accelerate launch ...'`), or show it one with CUDA_VISIBLE_DEVICES=0"
-        )
-
-
 def require_gathered(state: Any) -> None:
     """Raise ArtifactError when accelerate's `state` names a setting under which no weights would be saved as safetensors."""
     fsdp, deepspeed = (getattr(state, f"{name}_plugin", None) for name in ("fsdp", "deepspeed"))
