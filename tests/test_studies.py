@@ -170,7 +170,7 @@ def test_moments_are_unbiased_on_known_gaussians() -> None:
     found = []
     for seed in range(40):
         gram, label = planted(seed, n=40)
-        found.append(gradients.group_moments(gradients.prompt_pairs(gram), label, np.ones((1, 40))))
+        found.append(gradients.group_moments(gram.pairs, label, np.ones((1, 40))))
     products = np.mean([m.products[0] for m in found], axis=0)
     np.testing.assert_allclose(products, [[1.0, -1.0], [-1.0, 1.0]], atol=0.06)
     variance = np.mean([m.variance[0] for m in found], axis=0)
@@ -180,7 +180,7 @@ def test_moments_are_unbiased_on_known_gaussians() -> None:
 def test_appendix_a_by_hand() -> None:
     # two clusters, mu = +-1 on one axis, equal variances 7.5, equal shares: G = 0, r = -mu_c, v = mu_d - mu_c = -2 mu_c
     gram, label = planted(0, n=400)
-    moments = gradients.group_moments(gradients.prompt_pairs(gram), label, np.ones((1, 400)))
+    moments = gradients.group_moments(gram.pairs, label, np.ones((1, 400)))
     terms = gradients.mixing_terms(moments, np.array([0.5, 0.5]), 8)
     assert terms.c[0, 0, 1] == pytest.approx(4.0, rel=0.15)
     assert terms.a[0, 0, 1] == pytest.approx(4.0, rel=0.25)
@@ -190,7 +190,7 @@ def test_appendix_a_by_hand() -> None:
 
 def test_tables_hold_every_pair_and_are_the_same_for_the_same_seed() -> None:
     gram, label = planted(0)
-    arguments = (gradients.prompt_pairs(gram), label, {0: 0.5, 1: 0.5}, 8, 1, 30)
+    arguments = (gram.pairs, label, {0: 0.5, 1: 0.5}, 8, 1, 30)
     theory = gradients.mixing_table(*arguments, 0)
     assert theory.equals(gradients.mixing_table(*arguments, 0)) and not theory.equals(gradients.mixing_table(*arguments, 1))
     assert {(r.cluster_c, r.cluster_d) for r in theory.itertuples()} >= {("0", "1"), ("1", "0"), ("0", "mean"), ("mean", "mean")}

@@ -71,6 +71,16 @@ class GradientGram(NamedTuple):
         """[N, 2] whether all rewards of the half were equal, so that its gradient is exactly zero."""
         return (self.pass_rate == 0) | (self.pass_rate == 1)
 
+    @property
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """By prompt, free of rollout noise where that can be had: [N, N] estimates of <E g_p, E g_q> (all four pairs of halves
+        for p != q, the two halves on the diagonal), and [N] ||g_p||^2 of one group, noise included, mean of the halves."""
+        n = len(self.pass_rate)
+        blocks = self.products.reshape(HALVES, n, HALVES, n)
+        products = blocks.sum(axis=(0, 2)) / 4
+        np.fill_diagonal(products, np.diag(blocks[0, :, 1]))
+        return products, np.diag(self.products).reshape(HALVES, n).mean(axis=0)
+
 
 def advantages(rewards: np.ndarray) -> np.ndarray:
     """Group-normalised advantages of rewards [..., G], zero where a group's rewards are all equal.
@@ -120,23 +130,6 @@ def measure_gradients(
     return GradientGram(products, pass_rate)
 
 
-class Pairs(NamedTuple):
-    """The Gram matrix by prompt, free of rollout noise where that can be had: [N, N] estimates of <E g_p, E g_q> (all four pairs
-    of halves for p != q, the two halves on the diagonal), and [N] ||g_p||^2 of one group, noise included, mean of the halves."""
-
-    products: np.ndarray
-    squared: np.ndarray
-
-
-def prompt_pairs(gram: GradientGram) -> Pairs:
-    """Products between the prompts of a Gram matrix."""
-    n = len(gram.pass_rate)
-    blocks = gram.products.reshape(HALVES, n, HALVES, n)
-    products = blocks.sum(axis=(0, 2)) / 4
-    np.fill_diagonal(products, np.diag(blocks[0, :, 1]))
-    return Pairs(products, np.diag(gram.products).reshape(HALVES, n).mean(axis=0))
-
-
 @dataclass(frozen=True)
 class Moments:
     """First and second moments of the gradients of K groups, without bias; NaN for a group of fewer than two prompts."""
@@ -156,10 +149,11 @@ class Moments:
         return self.squared - np.diagonal(self.products, axis1=1, axis2=2)
 
 
-def group_moments(pairs: Pairs, labels: np.ndarray, weights: np.ndarray) -> Moments:
-    """Moments of the groups of labels [N], in sorted order, under weights [S, N]."""
+def group_moments(pairs: tuple[np.ndarray, np.ndarray], labels: np.ndarray, weights: np.ndarray) -> Moments:
+    """Moments of the groups of labels [N], in sorted order, under weights [S, N], from `GradientGram.pairs`."""
+    between, length = pairs
     members = (np.asarray(labels)[:, None] == np.unique(labels)).astype(float)
-    apart = pairs.products - np.diag(np.diag(pairs.products))
+    apart = between - np.diag(np.diag(between))
     parts = weights[:, :, None] * members
     size = parts.sum(axis=1)
     counts = size[:, :, None] * size[:, None, :]
@@ -167,7 +161,7 @@ def group_moments(pairs: Pairs, labels: np.ndarray, weights: np.ndarray) -> Mome
     counts[:, inside, inside] -= (parts**2).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         products = (parts.transpose(0, 2, 1) @ (apart @ parts)) / np.where(counts > 0, counts, np.nan)
-        squared, halves = ((weights * v) @ members / size for v in (pairs.squared, np.diag(pairs.products)))
+        squared, halves = ((weights * v) @ members / size for v in (length, np.diag(between)))
     return Moments(products, squared, halves, size)
 
 
@@ -195,7 +189,7 @@ def coherence_table(
 ) -> pd.DataFrame:
     """Rows of gradient_coherence.csv for groupings, name -> labels [N], and "random", the whole pool as one group. n are the
     prompts, n_zero those of them without any gradient, which count as zero, as in training."""
-    pairs, n = prompt_pairs(gram), len(gram.pass_rate)
+    pairs, n = gram.pairs, len(gram.pass_rate)
     weights, everyone = bootstrap_weights(n, samples, seed), np.zeros(n, dtype=int)
     found = []
     for name, label in labels.items():
@@ -234,12 +228,12 @@ def distance_table(gram: GradientGram, spaces: Mapping[str, np.ndarray], samples
     "cosine": 1 - cosine of the gradients of all 2 G rollouts, prompts without gradient left out; "squared distance": ||E g_p - E
     g_q||^2 from independent halves, all prompts. Space "gradient, other rollouts" holds one half against the other: the most that
     any space could reach with G rollouts a prompt."""
-    pairs, n = prompt_pairs(gram), len(gram.pass_rate)
+    (between, _), n = gram.pairs, len(gram.pass_rate)
     weights = bootstrap_weights(n, samples, seed)
     whole = gram.products.reshape(2, n, 2, n)
     first, second = (gradient_distances(whole[h, :, h], np.diag(whole[h, :, h])) for h in range(HALVES))
     mean = whole.sum(axis=(0, 2)) / 4
-    joint = gradient_distances(mean, np.diag(mean), np.diag(pairs.products))
+    joint = gradient_distances(mean, np.diag(mean), np.diag(between))
     everyone, rows = np.ones(n, dtype=bool), []
     kept = {"cosine": ((~gram.zero).any(axis=1), (~gram.zero).all(axis=1)), "squared distance": (everyone, everyone)}
     for measure, (use, sure) in kept.items():
@@ -282,13 +276,13 @@ def rho_star(a: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def mixing_table(
-    pairs: Pairs, clusters: np.ndarray, pool_shares: Mapping[int, float], prompts_per_step: int, swapped_per_batch: int,
-    samples: int, seed: int,
+    pairs: tuple[np.ndarray, np.ndarray], clusters: np.ndarray, pool_shares: Mapping[int, float], prompts_per_step: int,
+    swapped_per_batch: int, samples: int, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """Rows of mixing_theory.csv; changes are fractions of the MSE at rho = 0. clusters [N] are those of the sampled prompts;
-    `pool_shares` maps a cluster to its share of the kept pool. A cluster with fewer than two sampled prompts is left out. Rows
-    with cluster_d "mean" have a partner drawn by share, those with cluster_c "mean" average over clusters as well.
-    `random_change` is a batch of the whole pool instead."""
+    """Rows of mixing_theory.csv from `GradientGram.pairs`; changes are fractions of the MSE at rho = 0. clusters [N] are those of
+    the sampled prompts; `pool_shares` maps a cluster to its share of the kept pool. A cluster with fewer than two sampled prompts
+    is left out. Rows with cluster_d "mean" have a partner drawn by share, those with cluster_c "mean" average over clusters as
+    well. `random_change` is a batch of the whole pool instead."""
     names, counts = np.unique(clusters, return_counts=True)
     names, counts = names[counts > 1], counts[counts > 1]
     shares = np.array([pool_shares[int(c)] for c in names])
@@ -296,8 +290,8 @@ def mixing_table(
     weights = np.empty((samples + 1, int(keep.sum())))
     for name, count in zip(names, counts, strict=True):  # the sizes of the clusters stay
         weights[:, clusters[keep] == name] = bootstrap_weights(count, samples, sub_seed(seed, f"cluster {name}"))
-    kept = Pairs(pairs.products[np.ix_(keep, keep)], pairs.squared[keep])
-    moments = group_moments(kept, clusters[keep], weights)
+    between, length = pairs
+    moments = group_moments((between[np.ix_(keep, keep)], length[keep]), clusters[keep], weights)
     a, c, bias2, variance, random = mixing_terms(moments, shares, prompts_per_step)
     partner = np.where(np.eye(len(names), dtype=bool), 0.0, shares)
     partner = partner / partner.sum(axis=1, keepdims=True)
@@ -377,7 +371,7 @@ def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty:
         return {
             "gradient_coherence": coherence_table(gram, labels, b, resamples, seed),
             "gradient_distance": distance_table(gram, spaces, resamples, seed),
-            "mixing_theory": mixing_table(prompt_pairs(gram), clusters, shares, b, h, resamples, seed),
+            "mixing_theory": mixing_table(gram.pairs, clusters, shares, b, h, resamples, seed),
             "zero_variance": zero_variance_table(clusters, gram.pass_rate),
         }
 
