@@ -35,9 +35,8 @@ from saerl_lib.encode.models import identity, open_decoder, open_reader, token_b
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SHIPPED_SAE, measure_sae, measured, open_sae, train_sae, untrained_sae
 from saerl_lib.encode.stages import encode
 from saerl_lib.encode.store import DENSE, Store, choose_retained
-from saerl_lib.properties.probes import METRICS, Matrix, Task, metric, real_tasks, tasks_of_file
+from saerl_lib.properties.probes import Matrix, Task, metric, pair_rows, real_tasks, tasks_of_file
 from saerl_lib.report.figures import draw
-from saerl_lib.report.statistics import bootstrap_interval
 from saerl_lib.report.tables import as_table, write_csv
 from saerl_lib.studies.ladder import VARIANTS, Group, ladder
 from saerl_lib.world.sources import corpus_texts, draw_world
@@ -236,27 +235,22 @@ def compare_blocks(profile: Profile) -> None:
         means = block_means([replace(s, solved=False) for s in data.samples], profile.reader)
         for label, kind in (("level", "rank"), ("subject", "topic")):
             if data.has_label(label).all():
-                rows += _block_rows(name, label, kind, means, data.labels[label], profile)
+                y = data.labels[label]
+                rows += _block_rows(Task(name, label, kind, data.samples, data.samples, y, y, False), means, profile)
     write_csv(as_table("reader_blocks", rows), "reader_blocks", paths.PUBLISHED)
 
 
-def _block_rows(name: str, label: str, kind: str, means: dict[int, np.ndarray], y: np.ndarray, profile: Profile) -> list[tuple]:
+def _block_rows(task: Task, means: dict[int, np.ndarray], profile: Profile) -> list[tuple]:
     """One row a block; the interval is that of the best block's lead over it, on the same resampled samples."""
     found = {}
     for block, x in means.items():
-        model = make_pipeline(StandardScaler(), (RidgeCV if kind == "rank" else RidgeClassifierCV)(np.logspace(1, 5, 9)))
-        found[block] = cross_val_predict(model, x, y, cv=KFold(FOLDS, shuffle=True, random_state=profile.seed))
-    value = {block: metric(kind, predicted, y) for block, predicted in found.items()}
-    best = max(value, key=lambda block: value[block])
-    rows = []
-    for block, predicted in found.items():
-
-        def gap(drawn: np.ndarray, own: np.ndarray = predicted) -> float:
-            return metric(kind, found[best][drawn], y[drawn]) - metric(kind, own[drawn], y[drawn])
-
-        lead = bootstrap_interval(gap, len(y), profile.properties.bootstrap_samples, profile.seed)
-        rows.append((name, label, METRICS[kind], block, value[block], *lead, len(y)))
-    return rows
+        model = make_pipeline(StandardScaler(), (RidgeCV if task.kind == "rank" else RidgeClassifierCV)(np.logspace(1, 5, 9)))
+        folds = KFold(FOLDS, shuffle=True, random_state=profile.seed)
+        found[str(block)] = cross_val_predict(model, x, task.y_train, cv=folds)
+    value = {block: metric(task.kind, predicted, task.y_train) for block, predicted in found.items()}
+    pairs = [(max(value, key=lambda block: value[block]), block) for block in found]
+    leads = pair_rows(task, {b: [p] for b, p in found.items()}, pairs, profile.properties.bootstrap_samples, profile.seed)
+    return [(dataset, target, measure, block, value[block], *lead) for dataset, target, measure, _, block, *lead in leads]
 
 
 @torch.inference_mode()
