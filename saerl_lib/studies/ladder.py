@@ -63,8 +63,6 @@ REPRESENTATION = ["dataset", "choice", "option", "target", "metric", "value", "c
                   "n_test", "shared_with_default"]  # fmt: skip
 """Columns of representation.csv."""
 WORLD_SPLITS = ("labelled", "test", "contest_train", "contest_test", "step_labelled")
-WORLD_SETS = ("majority", "mean", "length", "metadata", "tfidf", "sae", "sae+metadata", "shuffled_labels")
-"""Feature sets of world_probes.csv, which every profile computes."""
 
 
 @dataclass(frozen=True)
@@ -268,12 +266,6 @@ def world_ladder_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
 def has_real_data(profile: Profile) -> bool:
     """Whether the real sets are there, and read by the profile: published sets are labelled themselves."""
     return profile.world is not None and paths.shared_data_dir() is not None
-
-
-def world_probes(world_ladder: Stage) -> pd.DataFrame:
-    """Rows of world_probes.csv: the feature sets of the world's ladder that every profile computes."""
-    table = pd.read_parquet(world_ladder.path("ladder.parquet"))
-    return table[table["features"].isin(WORLD_SETS)].reset_index(drop=True)
 
 
 def full_ladder(profile: Profile, world_ladder: Stage) -> dict[str, pd.DataFrame]:
