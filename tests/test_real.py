@@ -12,7 +12,7 @@ from saerl_lib.config import get_profile
 from saerl_lib.data.answers import marked_answer
 from saerl_lib.data.judge import read
 from saerl_lib.data.published import evaluation_keys, held_out_keys, load_labelled, load_set
-from saerl_lib.data.sample import hash_order, split_by_hash, unique, without
+from saerl_lib.data.sample import hash_order
 from saerl_lib.properties.probes import real_tasks
 from saerl_lib.studies.ladder import overlap_table
 from saerl_lib.studies.reader import corpus
@@ -25,11 +25,11 @@ def test_splits_depend_on_the_text_alone(tmp_path: Path) -> None:
     rows.append({**rows[7], "id": "again"})
     first = load_labelled(Path(write_jsonl(tmp_path / "a.jsonl", rows)))
     second = load_labelled(Path(write_jsonl(tmp_path / "b.jsonl", rows[::-1])))
-    train, test = split_by_hash(first, 100, 50)
-    again, _ = split_by_hash(second, 100, 50)
+    train, test = first.split(100, 50)
+    again, _ = second.split(100, 50)
     assert sorted(train.keys) == sorted(again.keys) and not set(train.keys) & set(test.keys)
-    assert len(train) == 100 and len(test) == 50 and len(unique(first)) == 200
-    left = without(first, set(train.keys))
+    assert len(train) == 100 and len(test) == 50 and len(first.unique()) == 200
+    left = first.without(set(train.keys))
     assert not set(left.keys) & set(train.keys) and len(set(left.keys)) == 100
     assert sorted(hash_order(first.samples).tolist()) == list(range(201))
 

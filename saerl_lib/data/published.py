@@ -24,19 +24,7 @@ from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_comput
 from saerl_lib.config import LadderConfig, Profile, PublishedConfig, content_hash, to_dict
 from saerl_lib.data.judge import BadRow, Rules, difficulty, judge, truth
 from saerl_lib.data.rows import Row, Source, rows
-from saerl_lib.data.sample import (
-    DataError,
-    Dropped,
-    LabelledSet,
-    Sample,
-    Split,
-    hash_order,
-    hash_share,
-    normalise,
-    split_by_hash,
-    without,
-    write_samples,
-)
+from saerl_lib.data.sample import DataError, Dropped, LabelledSet, Sample, Split, hash_order, hash_share, normalise, write_samples
 from saerl_lib.needs import SETS, HubData
 from saerl_lib.settings import DEFAULTS
 
@@ -110,25 +98,23 @@ def probe_splits(load: Callable[[str], LabelledSet], config: LadderConfig, held_
     for name, label in SPLIT_LABELS.items():
         data = load(name).with_label(label)
         if name == "deepmath_18k":
-            data = without(data, held_out)
+            data = data.without(held_out)
         elif name == "deepscaler_pass_rate":
-            data = without(data, held_out | set(load("deepmath_18k").with_label("level").keys))
-        split = split_by_hash(data, config.max_train, config.max_test)
-        found[name] = Split(without(split.train, held_out), split.test)
+            data = data.without(held_out | set(load("deepmath_18k").with_label("level").keys))
+        split = data.split(config.max_train, config.max_test)
+        found[name] = Split(split.train.without(held_out), split.test)
     return found
 
 
 def math_splits(load: Callable[[str], LabelledSet], config: LadderConfig, held_out: set[str]) -> Split:
     """MATH's official split without training questions of `held_out`, or as much of it as the profile's size allows."""
-    train, test = without(load("math_train"), held_out), load("math_test")
+    train, test = load("math_train").without(held_out), load("math_test")
     if not config.official_split:
         sides = ((train, config.max_train), (test, config.max_test))
         train, test = (side.rows(hash_order(side.samples)[:most]) for side, most in sides)
     return Split(train, test)
 
 
-CORPUS_FILES = ("math_train", "gsm8k_train", "deepmath_18k", "deepscaler_pass_rate")
-"""Files whose texts an SAE may be trained on, without labels and without any question that a probe or a policy is tested on."""
 TEST_FILES = ("math_test", "gsm8k_test")
 """Files whose questions are kept out of the corpus, beside every evaluation set."""
 
@@ -163,11 +149,6 @@ def unread_keys(config: LadderConfig) -> set[str]:
     """Normalised questions that no SAE may be trained on: `held_out_keys` and what the probes are tested on."""
     held_out = held_out_keys()
     return held_out.union(*(split.test.keys for split in probe_splits(load_set, config, held_out).values()))
-
-
-def corpus_keys(config: LadderConfig) -> set[str]:
-    """Normalised questions that the SAE may have been trained on."""
-    return set().union(*(load_set(name).keys for name in CORPUS_FILES)) - unread_keys(config)
 
 
 # Sets of the hub.

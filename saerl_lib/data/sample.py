@@ -198,6 +198,21 @@ class LabelledSet:
         """The rows that carry a label."""
         return self.rows(np.flatnonzero(self.has_label(label)))
 
+    def without(self, keys: set[str]) -> LabelledSet:
+        """The rows whose normalised question is not among `keys`."""
+        return self.rows([i for i, key in enumerate(self.keys) if key not in keys])
+
+    def unique(self) -> LabelledSet:
+        """The first row of every normalised question, so that no question stands on both sides of a split."""
+        return self.rows(np.flatnonzero(~pd.Series(self.keys).duplicated()))
+
+    def split(self, max_train: int, max_test: int) -> Split:
+        """Train and test: the first rows by hash train, the next ones test; 70 to 30 when the set is small."""
+        data = self.unique()
+        order = hash_order(data.samples)
+        train = min(max_train, int(0.7 * len(order)))
+        return Split(data.rows(order[:train]), data.rows(order[train : train + max_test]))
+
     @property
     def keys(self) -> list[str]:
         """Normalised question of each row, the identity that splits and overlap checks use."""
@@ -210,29 +225,11 @@ def hash_order(samples: Sequence[Sample]) -> np.ndarray:
     return np.lexsort((np.array([s.id for s in samples]), shares))
 
 
-def without(data: LabelledSet, keys: set[str]) -> LabelledSet:
-    """The rows whose normalised question is not among `keys`."""
-    return data.rows([i for i, key in enumerate(data.keys) if key not in keys])
-
-
-def unique(data: LabelledSet) -> LabelledSet:
-    """The first row of every normalised question, so that no question stands on both sides of a split."""
-    return data.rows(np.flatnonzero(~pd.Series(data.keys).duplicated()))
-
-
 class Split(NamedTuple):
     """The two sides of one set."""
 
     train: LabelledSet
     test: LabelledSet
-
-
-def split_by_hash(data: LabelledSet, max_train: int, max_test: int) -> Split:
-    """Train and test of one set: the first rows by hash train, the next ones test; 70 to 30 when the set is small."""
-    data = unique(data)
-    order = hash_order(data.samples)
-    train = min(max_train, int(0.7 * len(order)))
-    return Split(data.rows(order[:train]), data.rows(order[train : train + max_test]))
 
 
 def load_split(world: Stage, name: str) -> list[Sample]:

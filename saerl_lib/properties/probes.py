@@ -32,7 +32,7 @@ from sklearn.preprocessing import FunctionTransformer, KernelCenterer, StandardS
 
 from saerl_lib.config import LadderConfig, PropertyConfig
 from saerl_lib.data.published import SPLIT_LABELS, math_splits, probe_splits
-from saerl_lib.data.sample import LabelledSet, Sample, normalise, split_by_hash, unique, without
+from saerl_lib.data.sample import LabelledSet, Sample, normalise
 from saerl_lib.report.statistics import Interval, bootstrap_interval, bootstrap_runs
 
 Matrix = Any
@@ -334,13 +334,13 @@ def tasks_of_file(
         if kind == "topic":
             names, counts = np.unique(labelled.labels[label], return_counts=True)
             part = labelled.rows(np.flatnonzero(np.isin(labelled.labels[label], names[counts >= LEAST_TOPIC_ROWS])))
-        questions, values = len(unique(part)), len(np.unique(part.labels[label]))
+        questions, values = len(part.unique()), len(np.unique(part.labels[label]))
         if questions < LEAST_ROWS or values < 2:
             say(f"{label}: not read; {len(labelled)} rows carry it, {questions} different questions with {values} values of use, "
                 f"and {LEAST_ROWS} with 2 are needed")  # fmt: skip
             continue
-        train, test = split_by_hash(part, config.max_train, config.max_test)
-        own = without(train, held_out)
+        train, test = part.split(config.max_train, config.max_test)
+        own = train.without(held_out)
         left = {
             f"of topics with fewer than {LEAST_TOPIC_ROWS} rows": len(labelled) - len(part),
             "that repeat a question": len(part) - questions,

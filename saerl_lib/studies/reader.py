@@ -29,8 +29,8 @@ from tqdm.auto import tqdm
 from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_json
 from saerl_lib.config import LadderConfig, Profile, ReaderConfig, content_hash, get_profile, to_dict
-from saerl_lib.data.published import corpus_keys, held_out_keys, load_labelled, load_set, math_splits, probe_splits, unread_keys
-from saerl_lib.data.sample import Sample, hash_order, normalise, without
+from saerl_lib.data.published import held_out_keys, load_labelled, load_set, math_splits, probe_splits, unread_keys
+from saerl_lib.data.sample import Sample, hash_order, normalise
 from saerl_lib.encode.models import identity, open_decoder, open_reader, token_batches, token_vectors
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SHIPPED_SAE, measure_sae, measured, open_sae, train_sae, untrained_sae
 from saerl_lib.encode.stages import encode
@@ -63,7 +63,7 @@ def corpus(config: LadderConfig) -> dict[str, list[Sample]]:
     as many tokens each. Raises ArtifactError without `SAERL_DATA_DIR`."""
     unread, real, world = unread_keys(config), [], []
     for name, count in SHARES.items():
-        data = without(load_set(name), unread)
+        data = load_set(name).without(unread)
         real += [data.samples[i] for i in hash_order(data.samples)[:count]]
     for number, (prompt, solution) in enumerate(itertools.islice(corpus_texts(), WORLD_SAMPLES)):
         *steps, last = solution.split("\n")
@@ -273,7 +273,7 @@ def run_ladder(file: Path, profile: str) -> int:
     chosen = get_profile(profile)
     data = load_labelled(file)
     tasks = tasks_of_file(data, chosen.ladder, held_out_keys(), lambda line: print(line, flush=True))
-    read = corpus_keys(chosen.ladder)
+    read = set().union(*(load_set(name).keys for name in SHARES)) - unread_keys(chosen.ladder)
     for task in tasks:
         seen = sum(normalise(s.prompt) in read for s in task.test)
         print(f"{task.target}: {len(task.train)} training and {len(task.test)} test problems; the SAE may have been "
