@@ -301,7 +301,7 @@ def overlap_table(profile: Profile) -> pd.DataFrame:
 
 def read_by(task: Task, block: tuple[Sequence[str], np.ndarray], profile: Profile, features: str = MAIN) -> pd.DataFrame:
     """The ladder's row of one feature set of one task, from z [N, 4 S] of the reader's own SAE."""
-    table, _ = ladder([task], {MAIN: block}, profile.properties, profile.seed, only=(features,))
+    table, _ = ladder([task], {MAIN: block}, profile.properties, profile.seed, workers=1, only=(features,))
     return table[table["features"] == features]
 
 
