@@ -109,8 +109,8 @@ def fit_clusters(phi: np.ndarray, k: int, seed: int, fit_rows: int | None = None
     the smallest first, and its samples go to their nearest other one. Clusters are numbered by size, the largest first, then by
     their first sample: numbers do not depend on the processor as those of k-means do. Raises ValueError for k below 1 or above
     the number of fitted samples, and for non-finite values."""
-    for _ in float_chunks("phi", phi):
-        pass  # finite
+    for start in range(0, len(phi), CHUNK_ROWS):
+        require_finite("phi", phi[start : start + CHUNK_ROWS], start)
     if k < 1:
         raise ValueError(f"clusters={k} must be at least 1")
     n = min(len(phi), fit_rows or len(phi))
@@ -130,15 +130,16 @@ def fit_clusters(phi: np.ndarray, k: int, seed: int, fit_rows: int | None = None
     found = replace(space, centroids=min(fits, key=lambda fit: fit.inertia_).cluster_centers_.astype(np.float64))
     nearest = cdist(points, found.centroids).argmin(axis=1)
     found = replace(found, centroids=found.centroids[np.unique(nearest)])  # none without samples
-    found = merge_small(found, phi, smallest) if smallest > 1 else found
-    label, first = found.assign(phi).label, np.full(found.k, len(phi))
+    found, label = merge_small(found, phi, smallest)
+    first = np.full(found.k, len(phi))
     names, rows = np.unique(label, return_index=True)
     first[names] = rows
     return replace(found, centroids=found.centroids[np.lexsort((first, -np.bincount(label, minlength=found.k)))])
 
 
-def merge_small(found: Clusters, phi: np.ndarray, smallest: int) -> Clusters:
-    """Remove the smallest cluster (the lowest number among equals) until each holds `smallest` rows of phi or one is left."""
+def merge_small(found: Clusters, phi: np.ndarray, smallest: int) -> tuple[Clusters, np.ndarray]:
+    """Remove the smallest cluster (the lowest number among equals) until each holds `smallest` rows of phi [N, D] or one is left;
+    with the label [N] of each row."""
     label = found.assign(phi).label
     while found.k > 1 and np.bincount(label, minlength=found.k).min() < smallest:
         small = int(np.bincount(label, minlength=found.k).argmin())
@@ -146,7 +147,7 @@ def merge_small(found: Clusters, phi: np.ndarray, smallest: int) -> Clusters:
         found = replace(found, centroids=np.delete(found.centroids, small, axis=0))
         label[label > small] -= 1
         label[moved] = found.assign(phi[moved]).label
-    return found
+    return found, label
 
 
 def pool_clusters(phi: np.ndarray, config: PropertyConfig, seed: int) -> Clusters:
