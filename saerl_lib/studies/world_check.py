@@ -34,6 +34,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from transformers.utils import logging
 
@@ -248,8 +249,9 @@ def taken_prompts() -> frozenset[str]:
 def run_reserved(runs: Sequence[GateRun], home: Path) -> pd.DataFrame:
     """All runs with their loss and optimizer, one process and one core each; finished ones are read."""
     os.environ.update(ONE_CORE)
-    jobs = joblib.Parallel(n_jobs=len(os.sched_getaffinity(0)), verbose=5, batch_size=1)
-    frames = jobs(joblib.delayed(train_reserved)(run, home) for run in runs)
+    jobs = joblib.Parallel(n_jobs=len(os.sched_getaffinity(0)), return_as="generator", batch_size=1)
+    waiting = jobs(joblib.delayed(train_reserved)(run, home) for run in runs)
+    frames = list(tqdm(waiting, total=len(runs), desc="runs", unit="run"))
     told = [f.assign(loss=r.train.loss, optimizer=r.train.optimizer) for f, r in zip(frames, runs, strict=True)]
     return pd.concat(told, ignore_index=True)
 

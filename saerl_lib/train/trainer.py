@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -37,6 +38,8 @@ from saerl_lib.train.sampler import READ, encode_prompts, log_probabilities, sam
 from saerl_lib.train.selectors import Selector
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+# TRL sets arguments that transformers has renamed
+warnings.filterwarnings("ignore", ".* is deprecated and will be removed in v6", FutureWarning)
 LOSSES = {"token_mean": "dapo", "sequence_mean": "grpo", "constant": "dr_grpo"}
 """TRL's name of each loss. With one update a batch, as here, the ratio is 1 and no clip acts, DAPO's clip-higher neither."""
 OPTIMIZERS: dict[str, tuple[Any, dict[str, float], float]] = {
