@@ -233,6 +233,9 @@ def test_the_pilot_goes_on_while_the_best_rate_is_at_an_end(tmp_path: Path, monk
 def test_the_study_has_the_rates_that_the_pilot_chose() -> None:
     assert chosen_rates(pd.read_csv(paths.PUBLISHED / "study_pilot.csv")) == PILOTED
     assert get_profile("study").train.learning_rate == PILOTED["token_mean", "adamw"]
+    again = chosen_rates(pd.read_csv(paths.PUBLISHED / "study_pilot_amd.csv"))  # docs/world.md says how they differ
+    assert again["token_mean", "adamw"] == PILOTED["token_mean", "adamw"] / 2
+    assert sum(again[setting] != rate for setting, rate in PILOTED.items()) == 3
 
 
 def test_a_reserved_run_is_trained_once_and_read_again(tmp_path: Path) -> None:

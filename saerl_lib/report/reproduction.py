@@ -42,8 +42,8 @@ SCREEN_ROWS = 12
 RECORD = "published.json"
 """Beside the published tables: for each profile the processor, threads, versions and commit of the run they come from."""
 TABLES_OF = {
-    "world": ("study_pilot", "world_controls"), "study": ("study_",), "bench": ("preparation_cost", "gpu_checks", "measurements"),
-    "reader": ("sae_curve", "reader_blocks"),
+    "world": ("study_pilot", "world_controls", "world_gates_amd"), "study": ("study_",),
+    "bench": ("preparation_cost", "gpu_checks", "measurements"), "reader": ("sae_curve", "reader_blocks"),
 }  # fmt: skip
 """Profile or command -> beginnings of the names of the tables that it publishes; all others belong to `laptop`."""
 
