@@ -236,6 +236,8 @@ def test_the_study_has_the_rates_that_the_pilot_chose() -> None:
     again = chosen_rates(pd.read_csv(paths.PUBLISHED / "study_pilot_amd.csv"))  # docs/world.md says how they differ
     assert again["token_mean", "adamw"] == PILOTED["token_mean", "adamw"] / 2
     assert sum(again[setting] != rate for setting, rate in PILOTED.items()) == 3
+    met = [pd.read_csv(paths.PUBLISHED / f"{name}.csv").set_index("gate")["met"] for name in ("world_gates", "world_gates_amd")]
+    assert met[0].equals(met[1]) and len(met[0]) == 14
 
 
 def test_a_reserved_run_is_trained_once_and_read_again(tmp_path: Path) -> None:
