@@ -53,7 +53,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    "PYTHONWARNINGS": "ignore:IProgress not found,ignore::FutureWarning",
+    "PYTHONWARNINGS": "ignore:IProgress not found",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 """What every notebook runs under; `run_all.sh` exports the same values."""
