@@ -21,7 +21,7 @@ from scipy.stats import kendalltau
 from saerl_lib.config import PASSES, StudyConfig
 from saerl_lib.report.statistics import Interval, compare, corrected, over_seeds, paired_estimate
 from saerl_lib.report.tables import LABELS, SCHEMAS, TableError, as_table
-from saerl_lib.train.arms import REAL, WIDER, variant_of
+from saerl_lib.train.arms import HALF, REAL, WIDER, variant_of
 
 if TYPE_CHECKING:
     from saerl_lib.train.arms import Arm
@@ -152,7 +152,8 @@ def run_values(evaluations: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     first = curve[curve["step"] <= last / PASSES].sort_values("step").groupby(RUN)
     behind, before = runs[runs["part"] == "tail"].groupby(RUN), runs[(runs["part"] == "run") & (runs["step"] > 0)].groupby(RUN)
     areas = curve.sort_values("step").groupby(RUN)[["step", "avg"]]
-    aims, pairs = curve[curve["step"] == last].set_index(RUN)["avg"], COMPARISONS[COMPARISONS["family"] == UPDATE]
+    aims, pairs = curve[curve["step"] == last].set_index(RUN)["avg"], COMPARISONS[COMPARISONS["family"].isin([UPDATE, HALF])]
+    pairs = pairs[pairs["baseline"].str.startswith(BASELINE)]
     against = dict(zip(pairs["arm"], pairs["baseline"], strict=True)) | {name: name for name in pairs["baseline"]}
     caught = {run: _reached(part, aims.get((against.get(run[0], shuffled(run[0])), run[1]), math.nan)) for run, part in areas}
     return pd.DataFrame({

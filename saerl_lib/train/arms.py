@@ -34,6 +34,8 @@ PILOTED = {("token_mean", "adamw"): 1e-4, ("sequence_mean", "adamw"): 1e-4, ("co
 """Loss and optimizer -> the rate that the pilot of `world --check` chose for a random order; the main one first."""
 ORDERS = ("grpo", "diff", "saerl_grpo", "hard_to_easy", "informative_half")
 """Arms that are trained under each of them: when does order matter?"""
+HALF = "half_rate"
+"""End of the names of the first three at half the main rate, which the pilot's rule chooses on another processor."""
 HELD = ("grpo", "saerl_grpo", "diff", "saerl_online")
 """Arms that a real model is trained by as well: does the picture hold?"""
 WIDER, REAL = ("wide", "real")
@@ -337,11 +339,10 @@ ARMS = (
 """The arms of the study. GAINRL reads the angle concentration that was measured, SEC draws from the pool's clusters."""
 
 
-def under(arm: Arm, loss: str, optimizer: str) -> Arm:
-    """The arm with another loss and optimizer, at the rate that the pilot chose for them."""
-    settings = {"loss": loss, "optimizer": optimizer, "learning_rate": PILOTED[loss, optimizer]}
-    title = f"{arm.title}; {loss.replace('_', ' ')}, {optimizer}"
-    return dataclasses.replace(arm, name=f"{arm.name}_{loss}_{optimizer}", title=title, group="update", train=settings)
+def under(arm: Arm, end: str, title: str, group: str = "update", **settings: Any) -> Arm:
+    """The arm with other settings of training, told apart by the end of its name and of its title."""
+    train = {**arm.train, **settings}
+    return dataclasses.replace(arm, name=f"{arm.name}_{end}", title=f"{arm.title}; {title}", group=group, train=train)
 
 
 @cache
@@ -350,12 +351,14 @@ def all_arms(extra: Path | None = None) -> dict[str, Arm]:
 
     Raises ArmError for a doubled or malformed arm.
     """
-    others = [under(arm, *setting) for setting in tuple(PILOTED)[1:] for arm in ARMS if arm.name in ORDERS]
-    real = [
-        dataclasses.replace(arm, name=f"{arm.name}_{REAL}", title=f"{arm.title}; SmolLM2", group=REAL)
-        for arm in ARMS if arm.name in HELD
+    (_, main), *rates = PILOTED.items()
+    others = [
+        under(arm, f"{loss}_{by}", f"{loss.replace('_', ' ')}, {by}", loss=loss, optimizer=by, learning_rate=rate)
+        for (loss, by), rate in rates for arm in ARMS if arm.name in ORDERS
     ]  # fmt: skip
-    found = {arm.name: arm for arm in (*ARMS, *others, *real)}
+    half = [under(arm, HALF, "half the learning rate", learning_rate=main / 2) for arm in ARMS if arm.name in ORDERS[:3]]
+    real = [under(arm, REAL, "SmolLM2", REAL) for arm in ARMS if arm.name in HELD]
+    found = {arm.name: arm for arm in (*ARMS, *others, *half, *real)}
     for arm in () if extra is None else _load(extra):
         if not isinstance(arm, Arm):
             raise ArmError(f"{extra}: ARMS holds a {type(arm).__name__}, not an Arm")
