@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -419,3 +422,24 @@ def test_devices_are_named_and_missing_ones_refused() -> None:
     for name, said in (("gpu", "choose cpu, cuda or cuda:N"), (missing, message)):
         with pytest.raises(ValueError, match=said):
             models.pick_device(name)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_freed_memory_is_kept() -> None:
+    """What a process frees it takes again without new pages; one that opens no model takes 16,384 each time."""
+    told = """import ctypes, resource
+from saerl_lib.encode.models import keep_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    libc.memset(block := libc.malloc(2**26), 1, 2**26)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+plain = [pages(), pages()]
+keep_memory()
+print(*plain, pages(), pages())"""
+    found = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, cwd=paths.ROOT).stdout
+    _, second, _, kept = map(int, found.split())
+    assert kept < 100 < 10_000 < second

@@ -31,9 +31,7 @@ from saerl_lib.train.policy import FOLDER, attempted, counted, measured_stage, o
 from saerl_lib.train.run import PARENT, Run, command, keyed, read_run, write_run
 from saerl_lib.train.run import train as train_here
 
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
-"""glibc keeps freed memory instead of returning it after every step."""
-ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **MALLOC}
+ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 MEASURED = {name: find_arm(name).needs[0] for name in ("adarft", "gainrl")}
 """Arm of a profile that chooses as it learns -> what it must know of every sample."""
 SEEDS = 1000
