@@ -156,7 +156,8 @@ def train_stage(profile: Profile, data: Stage, plans: Stage) -> Stage:
 
     def compute(folder: Path) -> dict[str, pd.DataFrame]:
         runs, packed = profile_runs(profile, data, plans, measured), profile.train.engine == "packed"
-        run_all(runs, None if packed else 1, launch=profile.launch)
+        by_arm = sorted(runs, key=lambda run: run.arm)  # arms of one seed side by side would both evaluate its initial weights
+        run_all(by_arm, None if packed else 1, launch=profile.launch)
         if not packed:
             write_json(folder / "runs.json", [run.folder.name for run in runs])
         names = ("rollouts", "curve", *(["evaluations"] if packed else []))
