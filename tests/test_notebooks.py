@@ -124,7 +124,7 @@ def test_stored_outputs_are_text_tables_and_pictures_and_belong_to_the_code(tmp_
     nbformat.validate(content)
     assert stored_violations(content) == [] and content.metadata["kernelspec"]["name"] == "python3"
     shown = [output.get("text") or dict(output.data) for output in content.cells[1].outputs]
-    assert shown == ["one\ntwo\n", {"text/html": "<table></table>", "text/plain": "a  b"}, {"image/png": "AAAA"}]
+    assert shown == ["one\ntwo\n", {"text/html": "<table></table>"}, {"image/png": "AAAA"}]
     assert [cell.get("execution_count") for cell in content.cells] == [None, 1, 2] and content.cells[0].source == "# A"
 
     run.metadata.papermill.duration, run.cells[2].execution_count = 7.5, 4

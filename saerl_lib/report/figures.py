@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from saerl_lib.report import plots
 from saerl_lib.report.claims import with_claims
 from saerl_lib.report.plots import LOOKS, Look, arm_looks, arm_name, by_task, first_by, forest, lines, ordered, over_runs, span
-from saerl_lib.report.study import UPDATE, planned_seeds, study_trend
+from saerl_lib.report.study import BASELINE, UPDATE, planned_seeds, study_trend
 from saerl_lib.report.tables import LABELS, TOY, TableError, counted, estimate, main_claims, read_table
+from saerl_lib.train.arms import HALF
 
 Drawn = tuple[Figure, str, str]
 """The panels, a sentence that says what they show, and their small print."""
@@ -454,14 +455,15 @@ def study_effects(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
 
 @figure_of("study_updates", "study_comparisons", "study_summary")
 def study_updates(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
-    """A panel an order, a row a setting of loss and optimizer: the order against the random order of its setting. Settings stand
-    by where that random order ends, the farthest on top."""
-    table = comparisons[comparisons["metric"].eq("outcome") & comparisons["family"].eq(UPDATE)].reset_index(drop=True)
+    """A panel an order, a row a setting of loss, optimizer and rate: the order against the random order of its setting. Settings
+    stand by where that random order ends, the farthest on top."""
+    own = comparisons["metric"].eq("outcome") & comparisons["family"].isin([UPDATE, HALF])
+    table = comparisons[own & comparisons["baseline"].str.startswith(BASELINE)].reset_index(drop=True)
     losses, optimizers = LABELS["loss"], LABELS["optimizer"]
-    setting = f"_({'|'.join(losses)})_({'|'.join(optimizers)})$"
+    setting = f"_(?:({'|'.join(losses)})_({'|'.join(optimizers)})|{HALF})$"
     found = table["arm"].str.extract(setting).fillna({0: "token_mean", 1: "adamw"})
-    found = found.assign(end=table["baseline"].map(summary.set_index("arm")["outcome"]))
-    names = [f"{optimizers[optimizer]}, {losses[loss]}: {end:.1f} %" for loss, optimizer, end in found.to_numpy()]
+    found = found.assign(end=table["baseline"].map(summary.set_index("arm")["outcome"]), half=table["family"].eq(HALF))
+    names = [f"{optimizers[by]}, {losses[loss]}{', half rate' * half}: {end:.1f} %" for loss, by, end, half in found.to_numpy()]
     table = table.assign(panel=table["arm"].str.replace(setting, "", regex=True).map(arm_name), row=names, end=found["end"],
                          look=found[1], value=table["difference"], ci_low=table["holm_low"], ci_high=table["holm_high"],
                          xlabel="Difference (points)")  # fmt: skip
@@ -474,7 +476,7 @@ def study_updates(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
     return figure, f"So far {said}" if early else said[0].upper() + said[1:], (
         f"Each order minus the random order of its setting, whose end stands beside the name. DIFF: easy to hard. Mean of the "
         f"last three evaluations, n = {span(table['n_seeds'])} seeds. Each setting uses the rate whose random order ends highest "
-        "among rates that forget at most 2 % of the problems. Bars: 95 %, corrected by Holm."
+        "among rates that forget at most 2 % of the problems; half the main rate was added later. Bars: 95 %, corrected by Holm."
         + f" Not final: {planned_seeds(UPDATE)} seeds are planned." * early
     )  # fmt: skip
 

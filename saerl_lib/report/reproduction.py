@@ -213,8 +213,8 @@ def _kept(outputs: list[Any]) -> Iterator[Any]:
         if is_text and (text := PROGRESS.sub("", "".join(output.text for output in group)).strip("\n")):
             yield new_output("stream", text=f"{text}\n")
         for data in () if is_text else (output.data for output in group):
-            kinds = ("image/png",) if "image/png" in data else ("text/html", "text/plain")
-            yield new_output("display_data", {kind: data[kind] for kind in kinds if kind in data})
+            kind = next(kind for kind in ("image/png", "text/html", "text/plain") if kind in data)
+            yield new_output("display_data", {kind: data[kind]})
 
 
 def executed_source(source: Path, executed: Path) -> str:

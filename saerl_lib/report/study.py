@@ -388,7 +388,7 @@ def study_trend(table: pd.DataFrame) -> str:
     farthest setting and above at the nearest."""
     table = table.sort_values("end")
     tau, p = kendalltau(table["end"], table["value"])
-    seen = f"({len(table)} settings, rank correlation {tau:.2f}, seen afterwards)"
+    seen = f"({len(table)} settings, rank correlation {tau:.2f}, first seen afterwards)"
     if not (tau < 0 and p < TREND):
         low, high = table["value"].min(), table["value"].max()
         return f"easy to hard ends {low:+.1f} to {high:+.1f} points from a random order, without a clear trend {seen}"
