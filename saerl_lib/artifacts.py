@@ -150,6 +150,13 @@ def _made_by() -> dict[str, str]:
     return {"commit": commit, "processor": f"{name}, {torch.backends.cpu.get_cpu_capability()}"}
 
 
+def resident_mib(mark: str) -> float:
+    """VmRSS, what of this process is resident now, or VmHWM, the most that was, MiB (Linux). `resource.getrusage` would give the
+    most of the process that started this one, where that is more."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[mark].split()[0]) / 1024
+
+
 def provenance() -> dict[str, Any]:
     """Where a result was made, stored with it: commit, versions, processor and threads."""
     import torch

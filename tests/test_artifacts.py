@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,3 +177,12 @@ def test_no_stage_is_computed_anew_because_a_table_or_figure_looks_otherwise(imp
             waiting = set().union(*(imports[name] for name in waiting)) - reached
         assert not reached & shown, module
     assert len(stages) > 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_has_the_memory_of_its_own() -> None:
+    """Not that of the larger one that started it, as `getrusage` has."""
+    child = "from saerl_lib.artifacts import resident_mib; print(resident_mib('VmHWM'))"
+    parent = f"import subprocess, sys; held = bytearray(2**31); subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    found = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True, cwd=paths.ROOT).stdout
+    assert 10 < float(found) < 1500

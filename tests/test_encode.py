@@ -426,20 +426,24 @@ def test_devices_are_named_and_missing_ones_refused() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
 def test_freed_memory_is_kept() -> None:
-    """What a process frees it takes again without new pages; one that opens no model takes 16,384 each time."""
+    """What a process frees it takes again without new pages; one that opens no model gives it back."""
     told = """import ctypes, resource
 from saerl_lib.encode.models import keep_memory
-libc = ctypes.CDLL(None)
+libc, size = ctypes.CDLL(None), 24 * 2**20
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
 def pages():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    libc.memset(block := libc.malloc(2**26), 1, 2**26)
-    libc.free(block)
+    before, blocks = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, [libc.malloc(size) for _ in range(8)]
+    for block in blocks:
+        libc.memset(block, 1, size)
+    for block in blocks:
+        libc.free(block)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-plain = [pages(), pages()]
+plain = [pages() for _ in range(3)]
 keep_memory()
-print(*plain, pages(), pages())"""
+print(plain[-1], [pages() for _ in range(3)][-1])"""
     found = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, cwd=paths.ROOT).stdout
-    _, second, _, kept = map(int, found.split())
-    assert kept < 100 < 10_000 < second
+    plain, kept = map(int, found.split())
+    if plain < 1000:
+        pytest.skip("huge pages: giving memory back costs little here")
+    assert kept * 10 < plain

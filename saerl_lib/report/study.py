@@ -186,7 +186,8 @@ def _reached(curve: pd.DataFrame, aim: float) -> float:
 def summary_table(
     results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], steps: pd.DataFrame, runs: pd.DataFrame
 ) -> pd.DataFrame:
-    """Rows of study_summary.csv: one an arm, in the order of `arms`; differences are corrected by Holm over all arms.
+    """Rows of study_summary.csv: one an arm, in the order of `arms`; differences are corrected by Holm over all arms that
+    have one.
 
     `steps` is `target_steps`, `runs` is `runs_table`.
     """
@@ -197,7 +198,7 @@ def summary_table(
     present = [name for name in arms if name in seen]
     told = {name: {"title": arms[name].title, "group": arms[name].group} for name in present}
     first = next((name for name in present if name in (BASELINE, f"{BASELINE}_{REAL}")), None)
-    pairs = [(name, first) for name in present if first not in (None, name)]
+    pairs = [(name, first) for name in present if first not in (None, name) and not name.endswith(HALF)]  # of another processor
     against = compare(values, pairs).set_index("arm")
     by_arm, shown = outcomes(values).groupby("arm"), [c for c in runs if c.startswith(("avg_", "mean_"))]
     spent = ["updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]

@@ -40,7 +40,7 @@ from transformers import Qwen3Config, Qwen3Model
 from trl import GRPOTrainer
 
 from saerl_lib import paths
-from saerl_lib.artifacts import Stage, provenance
+from saerl_lib.artifacts import Stage, provenance, resident_mib
 from saerl_lib.config import PlanConfig, Profile, PropertyConfig, get_profile, sub_seed
 from saerl_lib.data.answers import reward
 from saerl_lib.data.published import load_labelled
@@ -129,12 +129,6 @@ def peak_mib(work: Callable[[], Any]) -> float:
     before = resident_mib("VmRSS")
     work()
     return resident_mib("VmHWM") - before
-
-
-def resident_mib(mark: str) -> float:
-    """VmRSS, what of this process is resident now, or VmHWM, the most that was, MiB."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[mark].split()[0]) / 1024
 
 
 def in_fresh_process(work: Callable[..., Rows], *args: Any) -> Rows:

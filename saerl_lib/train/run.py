@@ -12,7 +12,6 @@ import dataclasses
 import gc
 import json
 import os
-import resource
 import shlex
 import shutil
 import sys
@@ -29,7 +28,17 @@ import pyarrow.parquet as pq
 import torch
 from transformers import TrainerCallback
 
-from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, locked, provenance, read_json, write_atomic, write_json
+from saerl_lib.artifacts import (
+    ArtifactError,
+    code_hash,
+    file_sha256,
+    locked,
+    provenance,
+    read_json,
+    resident_mib,
+    write_atomic,
+    write_json,
+)
 from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.sample import SAMPLES
 from saerl_lib.encode.models import open_causal
@@ -392,8 +401,8 @@ def conclude(run: Run) -> None:
     times = pd.DataFrame(read_rows(run.folder / "times.jsonl")).sum()
     spent = {"training": times["total"] - times["evaluation"], "evaluation": times["evaluation"]}
     seconds = {name: round(float(value), 1) for name, value in spent.items()}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
-    made = {**provenance(), "peak_memory_mb": round(peak)}
+    peak = round(resident_mib("VmHWM")) if sys.platform == "linux" else None
+    made = {**provenance(), "peak_memory_mb": peak}
     write_json(run.folder / DONE, {"key": run.key, "steps": int(curve["step"].max()), "seconds": seconds, "environment": made})
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     for path in (*run.folder.glob("rollouts-*.jsonl"), run.folder / "evaluations.jsonl"):
