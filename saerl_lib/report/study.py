@@ -198,7 +198,7 @@ def summary_table(
     present = [name for name in arms if name in seen]
     told = {name: {"title": arms[name].title, "group": arms[name].group} for name in present}
     first = next((name for name in present if name in (BASELINE, f"{BASELINE}_{REAL}")), None)
-    pairs = [(name, first) for name in present if first not in (None, name) and not name.endswith(HALF)]  # of another processor
+    pairs = [(name, first) for name in present if first not in (None, name) and not name.endswith(HALF)]  # see their family
     against = compare(values, pairs).set_index("arm")
     by_arm, shown = outcomes(values).groupby("arm"), [c for c in runs if c.startswith(("avg_", "mean_"))]
     spent = ["updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]
