@@ -184,7 +184,10 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends well, an earlier `out` going last; else no trace stays."""
+    """A folder beside `out` that takes its place when the block ends well, an earlier `out` going last; else no trace stays.
+    Raises ArtifactError for the folder in which the command runs."""
+    if not out.name:
+        raise ArtifactError(f"{out}: is the folder that you are in; name a new one")
     partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "old"))
     missing = [folder for folder in out.parents if not folder.exists()]
     shutil.rmtree(partial, ignore_errors=True)
@@ -234,14 +237,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a stage folder, or None when it is missing or unreadable."""
-    return read_json(folder / MANIFEST)
-
-
 def is_complete(folder: Path, key: str | None = None) -> bool:
     """Whether `folder` holds a manifest, with `key` if one is given, and every output with its recorded hash."""
-    manifest = read_manifest(folder)
+    manifest = read_json(folder / MANIFEST)
     if manifest is None or key not in (None, manifest.get("key")):
         return False
     outputs: Mapping[str, str] = manifest["outputs"]
@@ -261,7 +259,7 @@ def load_stage(profile: Profile, name: str) -> Stage:
     Raises ArtifactError when the stage is missing or was computed with another seed or other settings, with what to run.
     """
     folder = paths.profile_dir(profile.name) / name
-    manifest = read_manifest(folder)
+    manifest = read_json(folder / MANIFEST)
     if manifest is None or manifest["settings"] != settings_hash(profile):
         wrong = "is missing" if manifest is None else "was computed with another seed or other settings"
         notebooks = import_module("saerl_lib.notebooks").NOTEBOOKS  # by name, so that no stage's key depends on it
@@ -288,7 +286,7 @@ def get_or_compute(
     settings, decides = settings_hash(profile), {"config": dict(config), "inputs": {s.name: s.key for s in inputs}}
     key = content_hash({"stage": name, **decides, "code": code_hash(compute.__module__)})
     if is_complete(folder, key):
-        manifest = read_manifest(folder) or {}
+        manifest = read_json(folder / MANIFEST) or {}
         if manifest["settings"] != settings:  # another base seed may share an upstream stage
             write_json(folder / MANIFEST, {**manifest, "settings": settings})
         return Stage(name, folder, key, computed=False)

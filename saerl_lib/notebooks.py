@@ -240,7 +240,7 @@ def prepare_folders(profile: str) -> None:
     """Create the output folders. Raises ArtifactError naming the one that cannot be written."""
     for folder in (executed_dir(profile), paths.profile_dir(profile) / "runs", paths.figure_data_dir(profile)):
         write_atomic(folder / "probe", bytes(4096))
-        (folder / "probe").unlink()
+        (folder / "probe").unlink(missing_ok=True)  # by another command, which is told next
 
 
 # One notebook.

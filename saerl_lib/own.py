@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics import roc_auc_score
 
-from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, whole_folder
+from saerl_lib.artifacts import MANIFEST, ArtifactError, code_hash, file_sha256, read_json, whole_folder
 from saerl_lib.config import SMOLLM2, PlanConfig, PropertyConfig, content_hash, near, sub_seed, to_dict
 from saerl_lib.data.answers import plain_form, unreadable
 from saerl_lib.data.judge import MIN_ROWS, read, require
@@ -38,7 +38,7 @@ from saerl_lib.plan.batch_plan import BatchPlan, rows_of
 from saerl_lib.plan.orders import order_pool, projection_2d, prompt_tokens, random_order
 from saerl_lib.plan.trainers import export_plan, open_export
 from saerl_lib.properties.clusters import Clusters, pool_clusters
-from saerl_lib.properties.probes import metric, tfidf_of
+from saerl_lib.properties.probes import metric, tfidf_vectorizer
 from saerl_lib.properties.quality import keep_top_k
 from saerl_lib.properties.scorer import Columns, Rated, fit_rated, fit_scorer, whole_batches
 from saerl_lib.report.statistics import Interval, bootstrap_interval
@@ -183,14 +183,14 @@ def plan_own_data(
     if not any(sample.answer for sample in data.samples):
         say("warning: no row has an answer, so no export for a trainer can be made; --answer-field names the field")
     given = repr((data.samples, data.labels.tolist(), data.quality.tolist(), data.dropped))
-    key = content_hash([to_dict(config), given, code_hash("saerl_lib.own"), str(features)])
+    key = content_hash([to_dict(config), given, code_hash("saerl_lib.own"), contents(features, config)])
     if (out / RECORD).is_file() and not force:
         if json.loads((out / RECORD).read_text(encoding="utf-8")).get("key") == key:
             say(f"{out} holds this plan")
             return Planned.open(out)
         if not replace_other:
             raise DataError(f"{out} exists and holds another plan; name another folder, or pass --force to replace it")
-    store = out.with_name(f".{out.name}.store")
+    store = out.parent / f".{out.name}.store"
     try:
         with whole_folder(out) as folder:
             if features is not None:
@@ -262,7 +262,7 @@ def represent_text(samples: Sequence[Sample], seed: int) -> Representation:
 
 def _svd(texts: Sequence[str], seed: int) -> NDArray[np.float32]:
     """[N, TEXT_COLUMNS]; columns beyond the rank of a small pool are 0."""
-    matrix = tfidf_of(texts)
+    matrix = tfidf_vectorizer(texts).fit_transform(texts)
     out = np.zeros((len(texts), TEXT_COLUMNS), dtype=np.float32)
     width = min(TEXT_COLUMNS, *(size - 1 for size in matrix.shape))
     if width > 0:
@@ -276,20 +276,29 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
     a model that cannot be read, ArtifactError for an SAE that does not fit it, FloatingPointError for non-finite activations."""
     from transformers.utils.logging import disable_progress_bar
 
-    from saerl_lib.encode.models import model_name, open_reader
+    from saerl_lib.encode.models import open_reader
     from saerl_lib.encode.sae import measured
     from saerl_lib.encode.stages import encode
 
-    try:
-        model_name(config.spec)
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}. `--reader none` (Python: reader=None) takes a first look without a model") from error
     disable_progress_bar()  # of loading weights; the rows have their own
     opened = cache(lambda: open_reader(config.spec))
     (done,) = encode({work: samples}, config.spec, opened=opened)
     origin = f"{Path(config.reader).name}, layer {config.spec.layer}"
     found = _of_store(samples, done.store, np.arange(len(samples)), config, origin)
     return replace(found, sae=measured(samples, opened()))
+
+
+def contents(features: Path | None, config: OwnConfig) -> Any:
+    """What decides the features beside the rows: what `encode` left, or what model and SAE hold. Raises ArtifactError where the
+    model is not to be found."""
+    if features is not None or config.reader == NO_READER:
+        return features and (read_json(features / MANIFEST) or {}).get("shards")
+    from saerl_lib.encode.models import identity
+
+    try:
+        return identity(config.spec)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}. `--reader none` (Python: reader=None) takes a first look without a model") from error
 
 
 def represent_encoded(data: Dataset, source: str, folder: Path, config: OwnConfig) -> Representation:
@@ -405,9 +414,6 @@ def fit_difficulty(
     return scores, Fit(len(known), *rho(slice(None)), gain)
 
 
-# The plan.
-
-
 def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged:
     """Filter by quality, cut to whole batches, cluster what is left, fit difficulty and plan, in the order of every profile.
 
@@ -454,9 +460,6 @@ def _filtered(ids: Sequence[str], quality: np.ndarray, may: np.ndarray, config: 
         few = f"less than a batch of {config.prompts_per_step}: raise --keep"
         raise ValueError(f"the filter keeps {kept.sum()} of {len(rows)} rows, {few}")
     return kept
-
-
-# The commands.
 
 
 def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | None, reading: Reading) -> int:

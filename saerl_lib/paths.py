@@ -24,7 +24,7 @@ def artifacts_root() -> Path:
 def models_dir() -> Path:
     """Folder of fetched models: below the large outputs, or beside the package where an earlier call left them there."""
     beside = ROOT / "artifacts" / "models"
-    return beside if beside.is_dir() else artifacts_root() / "models"
+    return beside if beside.is_dir() and any(beside.iterdir()) else artifacts_root() / "models"
 
 
 def sae_dir() -> Path:

@@ -78,7 +78,7 @@ class Reading:
         require(known or all(chosen), f"{named} needs --layer and --sae: name the layer that the SAE was trained on, and the SAE")
         there = known or not Path(self.reader).exists() or (Path(self.reader) / "config.json").is_file()
         require(there, f"{named}: no config.json there; name a folder in Hugging Face format")
-        at_least(self, max_tokens=2)
+        at_least(self, max_tokens=2, layer=1)
 
     @property
     def spec(self) -> ReaderConfig:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from saerl_lib import artifacts, paths
-from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute, imported_names, read_manifest
+from saerl_lib.artifacts import MANIFEST, ArtifactError, Stage, get_or_compute, imported_names, read_json
 from saerl_lib.config import get_profile
 
 SMOKE = get_profile("smoke")
@@ -42,7 +42,7 @@ def test_second_call_computes_nothing_and_the_manifest_says_what_was_made(saerl_
     first, second = compute(counter), compute(counter)
     assert (counter.calls, first.computed, second.computed) == (1, True, False) and first.key == second.key
     assert second.path("deep/value.txt").read_text() == "12" and first.folder == saerl_home / "smoke" / "thing"
-    manifest = read_manifest(first.folder)
+    manifest = read_json(first.folder / MANIFEST)
     assert manifest["config"] == {"size": 1}
     assert manifest["outputs"] == {"deep/value.txt": artifacts.file_sha256(first.path("deep/value.txt"))}
     made = manifest["provenance"]

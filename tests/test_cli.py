@@ -69,6 +69,9 @@ def test_every_command_runs_a_function_that_takes_its_options() -> None:
         (["run", "--seeds", "two"], 2, "--seeds"),
         (["plan"], 2, "--data STR"),
         (["world"], 1, "--check and --rebuild"),
+        (["world", "--check", "--seeds", "0"], 1, "--seeds 0: must be at least 1"),
+        (["grid", "--seeds", "0", "1000"], 1, "--seeds 0 1000: give 0 to 999"),
+        (["encode", "--data", "d", "--out", "o", "--reader", "M", "--layer", "0", "--sae", "s"], 1, "layer=0 must be at least 1"),
         ([], 2, ""),
     ],
 )

@@ -190,7 +190,10 @@ def test_kill_9_resume_and_a_failure_beside_it(
         resumed, straight = (pd.read_parquet(f / f"{name}.parquet") for f in (run.folder, finished / "adarft_once-seed0"))
         pd.testing.assert_frame_equal(resumed, straight)
     before = (run.folder / "rollouts.parquet").stat().st_mtime_ns
-    assert grid.run_grid(PROFILE, both, arms_file, seconds=0) == {}, "no run starts late"
+    assert grid.run_grid(PROFILE, both, arms_file, seconds=1e-9) == {}, "no run starts late"
+    with monkeypatch.context() as patched:
+        patched.setattr(grid, "planned_runs", lambda *_: pytest.fail("a run was prepared"))
+        assert grid.run_grid(PROFILE, both, arms_file, seconds=0) == {}
     monkeypatch.setattr(grid, "run_all", lambda runs, *_, **__: {run.folder.name: f"{len(runs)} a worker" for run in runs})
     again = grid.run_grid(PROFILE, both, arms_file, backend="threading")
     assert again == {"broken-seed0": "1 a worker"}, "what is finished is not run again"

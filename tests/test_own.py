@@ -19,7 +19,7 @@ import pytest
 
 import saerl_lib
 from saerl_lib import cli, own
-from saerl_lib.artifacts import imported_names
+from saerl_lib.artifacts import ArtifactError, imported_names
 from saerl_lib.data.sample import DataError
 from saerl_lib.encode import stages
 from saerl_lib.encode.store import load_features
@@ -94,7 +94,7 @@ def test_an_earlier_plan_is_returned_kept_or_with_force_replaced(tmp_path: Path,
     assert sorted(p.name for p in tmp_path.iterdir()) == ["my.jsonl", "out"]
 
 
-def test_a_place_that_is_no_plan_is_named_and_never_replaced(tmp_path: Path) -> None:
+def test_a_place_that_is_no_plan_is_named_and_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     with pytest.raises(DataError, match="holds no earlier plan"):
@@ -102,6 +102,10 @@ def test_a_place_that_is_no_plan_is_named_and_never_replaced(tmp_path: Path) -> 
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
     with pytest.raises(DataError, match="my.jsonl is no folder that can be written"):
         plan_own_data("absent.jsonl", tmp_path / "my.jsonl" / "a" / "out", LABELLED)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ArtifactError, match="is the folder that you are in"):
+        plan_own_data(str(tmp_path / "my.jsonl"), Path("."), LABELLED)
 
 
 # The plan.

@@ -300,6 +300,11 @@ def test_a_plan_from_stored_features_equals_one_that_encodes(
     np.testing.assert_array_equal(*z)
     for name in ("plan.parquet", "scores.parquet"):
         assert (tmp_path / "direct" / name).read_bytes() == (tmp_path / "plan" / name).read_bytes()
+    told = json.loads((tmp_path / "stored" / "manifest.json").read_text())
+    (tmp_path / "stored" / "manifest.json").write_text(json.dumps({**told, "shards": ["another SAE's"]}))
+    code, _, error = run(capsys, *usual, str(tmp_path / "plan"), "--features", folder)
+    assert code == 1 and "holds another plan" in error, "features that were encoded again are other features"
+    (tmp_path / "stored" / "manifest.json").write_text(json.dumps(told))
     changed = write_jsonl(tmp_path / "changed.jsonl", records()[1:])
     for data, options, said in (
         (changed, ["--features", folder], "`encode` read my.jsonl, not this changed.jsonl"),

@@ -176,6 +176,9 @@ def test_dynamic_sampling_keeps_groups_with_a_gradient_and_counts_the_rest(
     source = feed(policy, tmp_path / "s.jsonl", train, selector=InOrder([4, 4, 4]), prompts_per_step=6, budget=20)
     source.step(1)
     assert source.generated == 20, "it stops at the budget"
+    monkeypatch.setitem(trainer.READ, train.answer_from, lambda text: None)
+    source = feed(policy, tmp_path / "t.jsonl", train, selector=InOrder(range(16)), budget=float("inf"))
+    assert len(source.step(1)) == train.rollouts_per_prompt and source.generated == 18 * 4, "nor does it search for ever"
 
 
 def test_the_reward_reads_text_and_chat_and_logs_the_rollouts(tmp_path: Path) -> None:

@@ -295,4 +295,4 @@ def test_publishing_replaces_the_profile_s_tables_and_says_where_they_come_from(
 
 def test_a_profile_without_published_results_says_so() -> None:
     with pytest.raises(TableError, match="profile smoke has no published results"):
-        compare("smoke")
+        publish("smoke")

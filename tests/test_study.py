@@ -236,6 +236,7 @@ def test_curves_differences_and_steps_of_the_laptop_by_hand() -> None:
     assert paired.loc[("hardest", "pass_at_k"), "n_seeds"] == 2
     with pytest.raises(TableError, match="lacks saerl or grpo for a seed"):
         study.paired_differences(curves[(curves["arm"] != "saerl") | (curves["seed"] != 1)])
+    assert study.paired_differences(curves[curves["arm"] == "saerl"]).empty, "an arm that was not trained is no error"
     steps = study.steps_to_targets(laptop_evaluations(1), 4).set_index(["eval_set", "arm", "seed"])
     assert steps.loc[("easy_a", "grpo", 0), "target"] == pytest.approx(0.625), "the paper's rule"
     assert pd.isna(steps.loc[("easy_a", "grpo", 0), "steps"]) and steps.loc[("easy_a", "saerl", 0), "steps"] == 20

@@ -345,7 +345,8 @@ def _table(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 
     arrow, numbers = kind_of(path) == ".arrow", itertools.count(1)
     try:
-        whole = arrow and path.read_bytes()[:6] == b"ARROW1"
+        with path.open("rb") as file:
+            whole = arrow and file.read(6) == b"ARROW1"
         with (pa.ipc.open_file if whole else pa.ipc.open_stream if arrow else pq.ParquetFile)(path) as file:
             names = (file.schema if arrow else file.schema_arrow).names
             if twice := [name for name, count in Counter(names).items() if count > 1]:

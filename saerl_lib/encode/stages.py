@@ -40,7 +40,7 @@ from saerl_lib.artifacts import (
     get_or_compute,
     locked,
     provenance,
-    read_manifest,
+    read_json,
     write_json,
 )
 from saerl_lib.config import SHIPPED, Profile, ReaderConfig, content_hash, sub_seed, to_dict
@@ -298,14 +298,14 @@ def _finish(
         **about, "decided_by": dict(decides), "totals": totals, "widths": records[0]["widths"],
         "shards": [record["key"] for record in records],
     }  # fmt: skip
-    if (read_manifest(folder) or {}) | {"provenance": None} != manifest | {"provenance": None}:
+    if (read_json(folder / MANIFEST) or {}) | {"provenance": None} != manifest | {"provenance": None}:
         write_json(folder / MANIFEST, {**manifest, "provenance": provenance()})
     return Encoded(Store(folder), len(records), reused, totals)
 
 
 def open_encoded(folder: Path) -> tuple[Store, dict[str, Any]]:
     """The store that `encode` left in `folder`, and its manifest. Raises ArtifactError unless it is finished and whole."""
-    manifest = read_manifest(folder)
+    manifest = read_json(folder / MANIFEST)
     if manifest is None:
         raise ArtifactError(f"{folder}: no {MANIFEST}; `python -m saerl_lib encode` has not finished there, run it again")
     for number, key in enumerate(manifest["shards"]):

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from saerl_lib.artifacts import whole_folder
+from saerl_lib.artifacts import whole_folder, write_atomic
 from saerl_lib.config import near
 from saerl_lib.data.answers import bare_answer
 from saerl_lib.data.published import load_labelled
@@ -220,10 +220,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def cut_back(path: Path, step: int, field: str = "step") -> None:
     """Keep only rows whose `field` is at most `step`: a resumed run writes the later ones again."""
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    append_rows(partial, [row for row in read_rows(path) if row[field] <= step])
-    partial.replace(path)
+    kept = [json.dumps(row, sort_keys=True) + "\n" for row in read_rows(path) if row[field] <= step]
+    write_atomic(path, "".join(kept).encode("utf-8"))
 
 
 IDS = ("sample_id", "extra_info.sample_id", "task.key", "task.data.id", "task.id", "info.sample_id", "example_id", "key", "id")

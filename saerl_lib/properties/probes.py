@@ -222,15 +222,11 @@ def fit_tfidf(train_texts: Sequence[str]) -> TfidfVectorizer:
     """A vectoriser of lower-case 1-grams and 2-grams with sublinear counts, fitted on training texts only.
     `fit_tfidf(train).transform(texts)` is a sparse matrix [N, at most `MAX_TERMS`] with rows of norm 1. Raises ValueError when
     there is no text or no text holds a term."""
-    return _tfidf(train_texts).fit(train_texts)
+    return tfidf_vectorizer(train_texts).fit(train_texts)
 
 
-def tfidf_of(texts: Sequence[str]) -> sparse.csr_matrix:
-    """What `fit_tfidf(texts).transform(texts)` is, in one pass over the texts."""
-    return _tfidf(texts).fit_transform(texts)
-
-
-def _tfidf(train_texts: Sequence[str]) -> TfidfVectorizer:
+def tfidf_vectorizer(train_texts: Sequence[str]) -> TfidfVectorizer:
+    """That of `fit_tfidf` before it is fitted; errors as there."""
     if not any(text.strip() for text in train_texts):
         raise ValueError("train_texts is empty or blank: pass the texts of the training samples")
     return TfidfVectorizer(ngram_range=(1, 2), token_pattern=TOKEN_PATTERN, max_features=MAX_TERMS, sublinear_tf=True)

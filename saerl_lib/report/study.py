@@ -354,8 +354,11 @@ def paired_differences(curves: pd.DataFrame, passed: str = PASS_SET) -> pd.DataF
     """Rows of paired_difference.csv: saerl minus grpo at the last step in percent points, t-interval over matched seeds.
 
     Of several evaluations at the last step the one with most problems and completions counts. The set `passed` counts by Pass@k
-    as well. Raises TableError when the arms end at different steps or lack a seed of each other.
+    as well. No rows where one of the arms was not trained. Raises TableError when the arms end at different steps or lack a seed
+    of each other.
     """
+    if not {"saerl", "grpo"} <= set(curves["arm"]):
+        return as_table("paired_difference", [])
     last = curves.groupby(RUN)["step"].max()
     if last.nunique() != 1:
         raise TableError("learning_curves: the runs end at different steps; finish the shorter ones")

@@ -61,8 +61,8 @@ class TableError(ToldError, ValueError):
     """A table is missing, empty or does not have its columns, or nothing is published."""
 
 
-WAITING = ("study_comparisons", "study_mixing")
-"""Tables without rows until the study has made the runs that they compare."""
+WAITING = ("paired_difference", "study_comparisons", "study_mixing")
+"""Tables without rows until the runs that they compare are made."""
 
 
 def _schema(name: str) -> Schema:

@@ -29,7 +29,18 @@ from threadpoolctl import threadpool_limits
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256
-from saerl_lib.config import SMOLLM2, PlanConfig, Profile, StudyConfig, content_hash, get_profile, steps_of, sub_seed, to_dict
+from saerl_lib.config import (
+    SMOLLM2,
+    PlanConfig,
+    Profile,
+    StudyConfig,
+    content_hash,
+    get_profile,
+    require,
+    steps_of,
+    sub_seed,
+    to_dict,
+)
 from saerl_lib.encode.stages import features_stage, ray_cluster, require_ray, store_stage
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, write_plan
@@ -238,7 +249,8 @@ def run_grid(
     A run that was lost with its machine is resumed by the next call. Returns failures, log by run.
     """
     begun, known = time.monotonic(), records(profile, cells, arms_file, committed=not again)
-    waiting = planned_runs(profile, [cell for cell in cells if run_name(*cell) not in known], arms_file)
+    missing = [cell for cell in cells if run_name(*cell) not in known]
+    waiting = planned_runs(profile, missing, arms_file) if seconds != 0 else []
     keep = functools.partial(keep_record, profile, home=paths.figure_data_dir(profile.name) / RUNS)
     if backend is None:
         left = None if seconds is None else seconds - (time.monotonic() - begun)
@@ -443,6 +455,7 @@ def run_study(
             print(f"{arm.name:18s} {arm.group:9s} {'during training' if arm.policy else 'fixed order':16s} {arm.title}")
         return 0
     chosen, wanted = get_profile(profile), chosen_arms(arms or (), arms_from)
+    require(all(0 <= seed < SEEDS for seed in seeds or ()), f"--seeds {' '.join(map(str, seeds or ()))}: give 0 to {SEEDS - 1}")
     if chosen.world is None:
         raise UserError(f"profile {profile!r} has no toy task to train in; use --profile study, or smoke to try it in small")
     if chosen.study is None:  # in small, beside the profile's own runs

@@ -40,7 +40,7 @@ from transformers.utils import logging
 
 from saerl_lib import paths
 from saerl_lib.artifacts import code_hash, provenance, write_atomic, write_json
-from saerl_lib.config import WORLD_VERSION, Profile, TrainConfig, content_hash, get_profile, sub_seed, to_dict
+from saerl_lib.config import WORLD_VERSION, Profile, TrainConfig, content_hash, get_profile, require, sub_seed, to_dict
 from saerl_lib.data.sample import SEPARATOR, Sample, normalise
 from saerl_lib.encode.models import open_causal
 from saerl_lib.encode.stages import read_stage, retained_of
@@ -465,8 +465,8 @@ def rebuild_policy(folder: Path = FOLDER, steps: int = PRETRAIN_STEPS) -> list[f
 
 def run_world(check: bool, rebuild: bool, seeds: int) -> int:
     """Entry of the command; exit code 1 when a gate is missed."""
-    if check == rebuild:
-        raise ValueError("world takes one of --check and --rebuild")
+    require(check != rebuild, "world takes one of --check and --rebuild")
+    require(seeds > 0, f"--seeds {seeds}: must be at least 1")
     if check:
         return 0 if check_world(get_profile("laptop"), Sizes(seeds=seeds)) else 1
     rebuild_policy()

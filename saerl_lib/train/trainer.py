@@ -167,15 +167,15 @@ class PackedFeed(Feed):
 
     def step(self, step: int, first: int = 0, count: int = 0) -> list[dict[str, Any]]:
         """Records for TRL, one a rollout that is trained on: a batch of groups, under dynamic sampling of those with a gradient,
-        or what the budget still yields; at least one group."""
+        or what the budget still yields; at least one group. As many prompts in vain as there are to choose from end it too."""
         dynamic, wanted = self.train.dynamic_sampling != "none", self.prompts_per_step
-        kept, drawn, number = list[Group](), list[Group](), 0
-        while not number or (dynamic and len(kept) < wanted and self.generated < self.budget):
+        kept, drawn, number, vain = list[Group](), list[Group](), 0, 0
+        while not number or (dynamic and len(kept) < wanted and self.generated < self.budget and vain < self.choices):
             drawn = self._round(step, number, ROUND_PROMPTS if dynamic else wanted)
             places = [i for i, group in enumerate(drawn) if group.informative or not dynamic][: wanted - len(kept)]
             self._write(step, number, drawn, places)
             kept += [drawn[i] for i in places]
-            number += 1
+            number, vain = number + 1, 0 if places else vain + len(drawn)
         self.used = kept or drawn[:1]
         self.entropy = float(np.mean([value for group in self.used for value in group.entropy]))
         return [{"prompt": g.sample.prompt, "stored": r} for g in self.used for r in g.rewards]
