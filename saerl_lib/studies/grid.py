@@ -29,18 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256
-from saerl_lib.config import (
-    SMOLLM2,
-    PlanConfig,
-    Profile,
-    StudyConfig,
-    content_hash,
-    get_profile,
-    require,
-    steps_of,
-    sub_seed,
-    to_dict,
-)
+from saerl_lib.config import SMOLLM2, PlanConfig, Profile, StudyConfig, content_hash, get_profile, steps_of, sub_seed, to_dict
 from saerl_lib.encode.stages import features_stage, ray_cluster, require_ray, store_stage
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, write_plan
@@ -455,7 +444,8 @@ def run_study(
             print(f"{arm.name:18s} {arm.group:9s} {'during training' if arm.policy else 'fixed order':16s} {arm.title}")
         return 0
     chosen, wanted = get_profile(profile), chosen_arms(arms or (), arms_from)
-    require(all(0 <= seed < SEEDS for seed in seeds or ()), f"--seeds {' '.join(map(str, seeds or ()))}: give 0 to {SEEDS - 1}")
+    if not all(0 <= seed < SEEDS for seed in seeds or ()):
+        raise UserError(f"--seeds {' '.join(map(str, seeds or ()))}: give 0 to {SEEDS - 1}")
     if chosen.world is None:
         raise UserError(f"profile {profile!r} has no toy task to train in; use --profile study, or smoke to try it in small")
     if chosen.study is None:  # in small, beside the profile's own runs
