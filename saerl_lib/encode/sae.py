@@ -209,13 +209,15 @@ def hooked_gradient(model: PreTrainedModel, layer: int, batch: TokenBatch) -> tu
         kept["states"] = output.detach().requires_grad_(True)
         return kept["states"]
 
+    counted = batch.solution[:, 1:]
+    places = counted.any(dim=0).nonzero().squeeze(1)
     handle = model.base_model.layers[layer - 1].register_forward_hook(keep)
     try:
-        logits = model(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False).logits[:, :-1]
+        logits = model(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False, logits_to_keep=places).logits
     finally:
         handle.remove()
-    counted = batch.solution[:, 1:]
-    losses = token_losses(logits, batch.ids[:, 1:])
+    counted = counted[:, places]
+    losses = token_losses(logits, batch.ids[:, places + 1])
     loss = ((losses * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)).sum()
     loss.backward()
     return kept["states"].detach(), kept["states"].grad

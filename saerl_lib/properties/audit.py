@@ -21,6 +21,7 @@ import lightgbm
 import numpy as np
 import pandas as pd
 import torch
+from joblib import Parallel, delayed
 from scipy import stats
 
 from saerl_lib.artifacts import Stage, get_or_compute
@@ -31,6 +32,7 @@ from saerl_lib.encode.pool import BLOCKS, Encoder, batch_latents
 from saerl_lib.encode.stages import retained_latents
 from saerl_lib.encode.store import FEATURES, FeatureTable, load_split_features
 from saerl_lib.properties.clusters import Assignment
+from saerl_lib.properties.probes import WORKERS
 from saerl_lib.properties.scorer import side_words
 from saerl_lib.report.statistics import percentile_interval
 
@@ -171,7 +173,8 @@ def resampled_gains(phi: np.ndarray, labels: np.ndarray, seed: int, resamples: i
     """Gains [R, D] of trees on bootstrap resamples of the N samples."""
     rng, n = np.random.default_rng(seed), len(labels)
     draws = [rng.integers(0, n, n) for _ in range(resamples)]
-    return np.stack([feature_gain(phi[rows], np.asarray(labels)[rows], seed) for rows in draws])
+    gains = (delayed(feature_gain)(phi[rows], np.asarray(labels)[rows], seed) for rows in draws)
+    return np.stack(Parallel(n_jobs=WORKERS, prefer="threads")(gains))
 
 
 def group_shares(gains: np.ndarray, names: Sequence[str]) -> np.ndarray:

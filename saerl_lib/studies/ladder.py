@@ -45,8 +45,6 @@ PAIRS = (
     ("sae", "dense_pca"), ("sae_short", "sae_frozen_decoder"), ("sae_all+tfidf", "tfidf"), ("sae_all+tfidf", "sae_all"),
 )  # fmt: skip
 """Feature sets that are compared on the same test rows."""
-WORKERS = 2
-"""Processes of the fits, one thread each."""
 SHUFFLES = 5
 """Permutations of the shuffled-label control."""
 GROUPS = {
@@ -147,7 +145,7 @@ def predict(task: Task, features: FeatureSet, seed: int) -> np.ndarray:
 
 
 def ladder(
-    tasks: Sequence[Task], blocks: Blocks, config: PropertyConfig, seed: int, *, workers: int = WORKERS,
+    tasks: Sequence[Task], blocks: Blocks, config: PropertyConfig, seed: int, *, workers: int = probes.WORKERS,
     only: Collection[str] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """Rows of probe_ladder.csv and of ladder_pairs.csv, of every feature set for every task. A block is read for the tasks whose

@@ -34,9 +34,9 @@ from saerl_lib.data.rows import jsonl
 from saerl_lib.encode.store import DENSE, MAIN, PROMPT_COLUMNS, metadata_features
 from saerl_lib.plan.batch_plan import rows_of
 from saerl_lib.properties.clusters import pool_clusters
-from saerl_lib.properties.probes import Matrix, Task, fit_tfidf, texts_of
+from saerl_lib.properties.probes import WORKERS, Matrix, Task, fit_tfidf, inner_products, texts_of
 from saerl_lib.report.statistics import bootstrap_runs
-from saerl_lib.studies.ladder import ALL, GROUPS, UNTRAINED_SAE, WORKERS, Blocks, balanced, has_real_data, real_groups
+from saerl_lib.studies.ladder import ALL, GROUPS, UNTRAINED_SAE, Blocks, balanced, has_real_data, real_groups
 
 ROLLOUTS = 8
 """Rollouts of one group (paper, section 4.1)."""
@@ -73,7 +73,7 @@ Floats = NDArray[np.float64]
 def kernel_of(x: Matrix) -> NDArray[np.float32]:
     """[N, N] centred linear kernel of features [N, D], mean diagonal 1: standardised columns, or a sparse matrix as it is."""
     if sparse.issparse(x):
-        found = (x @ x.T).toarray().astype(np.float32)
+        found = inner_products(x, x).astype(np.float32)
     else:
         scaled = StandardScaler().fit_transform(np.asarray(x, dtype=np.float32))
         found = scaled @ scaled.T
