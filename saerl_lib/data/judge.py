@@ -58,8 +58,6 @@ MIN_ROWS = 10
 """Fewer usable rows give neither clusters nor a plan (ours)."""
 SHORT, WORDS = 60, 4
 """A solution of one line and at most so many characters and words may be the answer itself (ours)."""
-FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*0*([1-9]\d*)|%)\s*")
-"""A pass rate as right answers of attempts, or in percent."""
 TRUTHS = {"true": 1, "false": 0, "yes": 1, "no": 0, "1": 1, "0": 0}
 @dataclass(frozen=True)
 class Rules:
@@ -97,26 +95,24 @@ def read(
     sources: Sequence[Source | str | Path], fields: RowFields | None = None, *, allowed: tuple[float, float] | None = None,
     turned: bool = False, skip_bad_rows: bool = False,
 ) -> Dataset:  # fmt: skip
-    """The usable rows of sources that are read as one list, with labels and the others; `allowed` and `turned` as in `Rules`.
-
-    A row without an answer is set aside when other rows have one: no reward could be computed for it, but its labels count.
-    Without a field of answers they are looked for in the solutions, and taken from there when half of those have one. Raises
-    DataError: what `rows` and `resolve_fields` raise; malformed rows, unless `skip_bad_rows` drops them; no usable row.
-    """
+    """The usable rows of sources that are read as one list, with labels and the others; `allowed` and `turned` as in `Rules`. A
+    row without an answer is set aside when other rows have one: no reward could be computed for it, but its labels count.
+    Without a field of answers they are taken from the solutions when half of those have one. Raises DataError: what `rows` and
+    `resolve_fields` raise; malformed rows, unless `skip_bad_rows` drops them; no usable row."""
     places = [source if isinstance(source, Source) else Source.parse(str(source)) for source in sources]
     several = len(places) > 1
-    raw = [dataclasses.replace(row, where=f"{place.name}, {row.where}") if several else row
+    raw = [row._replace(where=f"{place.name}, {row.where}") if several else row
            for place in places for row in rows(place)]  # fmt: skip
     name = places[0].name + (f" and {len(places) - 1} more" if several else "")
     names, notes = resolve_fields(name, [row.record for row in raw if row.record is not None], fields or RowFields())
     usual = {part: known for part, known in NAMES.items() if getattr(fields or RowFields(), part) is None}
-    ids = [(_file_of(row), str(field_of(row.record or {}, names["id"]))) for row in raw if "id" in names]
+    ids = [(row.where.rpartition(", ")[0], str(field_of(row.record or {}, names["id"]))) for row in raw if "id" in names]
     by_file = len(set(ids)) == len(ids) > len({own for _, own in ids})
     notes += ["ids repeat across files: each is written with its file"] * by_file
     indexed = "answer" in names and _indexed([row.record for row in raw if row.record is not None], names["answer"])
     rules = Rules(names, allowed, turned, from_solution="answer" not in names, skip=skip_bad_rows, usual=usual, indexed=indexed,
                   by_file=by_file)  # fmt: skip
-    outcomes = [judge(row, number, rules) for number, row in enumerate(raw, start=1)]
+    outcomes = [_outcome(row, number, rules) for number, row in enumerate(raw, start=1)]
     if rules.from_solution:
         samples = [found.sample for found in outcomes if isinstance(found, Judged)]
         told = [bool(sample.answer) for sample in samples if sample.solved or sample.answer]
@@ -125,7 +121,7 @@ def read(
         else:
             notes.append("0 answers were found in a field or in solutions: whether a row can be rewarded was not checked")
             rules = dataclasses.replace(rules, need_answer=False, from_solution=False, guessed={}, seen={})
-            outcomes = [judge(row, number, rules) for number, row in enumerate(raw, start=1)]
+            outcomes = [_outcome(row, number, rules) for number, row in enumerate(raw, start=1)]
     notes += [f"{number_of(len(there), what)} {how}; first {there[0]}" for (what, how), there in rules.guessed.items()]
     dropped = tuple(found for found in outcomes if isinstance(found, Dropped))
     if dropped and not skip_bad_rows:
@@ -152,24 +148,18 @@ def require(data: Dataset, least: int) -> Dataset:
     return data
 
 
-def judge(row: Row, number: int, rules: Rules) -> Judged | Dropped:
-    """What a row holds, or why it cannot be used; `number` counts the rows of the source from 1 and names rows without id."""
+def _outcome(row: Row, number: int, rules: Rules) -> Judged | Dropped:
     try:
-        judged = _judged(row, number, rules)
+        return judge(row, number, rules)
     except BadRow as problem:
         value = field_of(row.record or {}, rules.names.get("id", ""))
         shown = str(value)[:MAX_ID].encode("utf-8", "replace").decode() if isinstance(value, str | int) else ""
         shown = re.sub(r"[\x00-\x1f]", " ", shown)  # a bare carriage return would break a line of left_out.csv
         return Dropped(row.where, shown, "malformed", str(problem))
-    rules.seen[judged.sample.id] = row.where
-    if judged.aside or judged.sample.answer or not rules.need_answer or not (rules.from_solution or "answer" in rules.names):
-        return judged
-    flawed = "labelled flawed and without an answer: it trains the quality filter and is never planned"
-    reason = flawed if judged.quality == 0 else "no answer, so no reward could be computed"
-    return dataclasses.replace(judged, aside=Dropped(row.where, judged.sample.id, "no answer", reason))
 
 
-def _judged(row: Row, number: int, rules: Rules) -> Judged:
+def judge(row: Row, number: int, rules: Rules) -> Judged:
+    """What a row holds; `number` counts the rows of the source from 1 and names rows without id. Raises BadRow."""
     if row.record is None:
         raise BadRow(row.problem)
     names = _names_of(row, rules)
@@ -185,7 +175,7 @@ def _judged(row: Row, number: int, rules: Rules) -> Judged:
     question = asked.question + (_options(row, answer, asked.question, rules) if rules.need_answer else "")
     _tell_unread(row, question, rules)
     name = identifier(given["id"], names["id"]) if "id" in given else f"row-{number:06d}"
-    name = f"{_file_of(row)}:{name}" if rules.by_file else name
+    name = f"{row.where.rpartition(', ')[0]}:{name}" if rules.by_file else name
     before = asked.before or _system(row, rules)
     sample = Sample(name, question, lines(solution), answer, topic.strip(), solved=bool(solution.strip()), before=before)
     quality = truth(given.get("quality"), names["quality"])
@@ -198,11 +188,11 @@ def _judged(row: Row, number: int, rules: Rules) -> Judged:
             raise
         rules.guess(f"{row.where}: {problem}", "label", "not read because of --skip-bad-rows: the rows are kept without")
         label = math.nan
+    rules.seen[name] = row.where
+    if not fault and not answer and rules.need_answer and (rules.from_solution or "answer" in rules.names):
+        flawed = "labelled flawed and without an answer: it trains the quality filter and is never planned"
+        fault = "no answer", flawed if quality == 0 else "no answer, so no reward could be computed"
     return Judged(sample, label, quality, Dropped(row.where, name, *fault) if fault else None)
-
-
-def _file_of(row: Row) -> str:
-    return row.where.rpartition(", ")[0]
 
 
 def _names_of(row: Row, rules: Rules) -> dict[str, str]:
@@ -318,10 +308,8 @@ def _first(row: Row, value: Any, name: str, rules: Rules) -> Any:
 def _answered(
     row: Row, value: Any, name: str, asked: Chat, solution: str, rules: Rules
 ) -> tuple[str, str, tuple[str, str] | None]:
-    """(answer alone, worked solution, None or status and reason of a row that is never planned) from the field of answers.
-
-    A worked text there is the solution, and what it marks the answer; where a row has no answer its solution may mark one.
-    """
+    """(answer alone, worked solution, None or status and reason of a row that is never planned) from the field of answers. A
+    worked text there is the solution, and what it marks the answer; where a row has no answer its solution may mark one."""
     try:
         answer = plain(value, name).strip() or asked.gold
     except BadRow as problem:
@@ -421,7 +409,7 @@ def difficulty(value: Any, name: str, rules: Rules) -> float:
         value = sum(value) / len(value) if value else None
     if isinstance(value, str):
         written = value.strip().lower().removeprefix("level").strip()  # MATH
-        share = FRACTION.fullmatch(written)
+        share = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*0*([1-9]\d*)|%)\s*", written)  # right of attempts, or percent
         with contextlib.suppress(ValueError):
             value = None if written in (*ABSENT, "?") else float(share[1]) / int(share[2] or 100) if share else float(written)
     if value is None or (isinstance(value, float) and math.isnan(value)):

@@ -1,8 +1,7 @@
 """The published sets: files of labelled problems in the schema of docs/real_data.md, and sets of the hub in their own schemas.
 
-`load_labelled` reads a JSON-lines file, such as those in the folder named by `SAERL_DATA_DIR`: nothing is dropped, rows without
-a label stay in the set. `published_rows` reads a set of `needs.SETS` at its pinned revision, and `read_row` turns one of
-its rows into a `Sample` by `SCHEMAS`. `published_stage` cuts the splits of a profile from them, under the names that a world has.
+The files lie in the folder named by `SAERL_DATA_DIR`. From the sets, `needs.SETS` at their pinned revisions, `published_stage`
+cuts the splits of a profile, under the names that a world has.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,46 +23,41 @@ from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_comput
 from saerl_lib.config import LadderConfig, Profile, PublishedConfig, content_hash, to_dict
 from saerl_lib.data.judge import BadRow, Rules, difficulty, judge, truth
 from saerl_lib.data.rows import Row, Source, rows
-from saerl_lib.data.sample import DataError, Dropped, LabelledSet, Sample, Split, hash_order, hash_share, normalise, write_samples
+from saerl_lib.data.sample import DataError, LabelledSet, Sample, Split, hash_order, hash_share, normalise, write_samples
 from saerl_lib.needs import SETS, HubData
 from saerl_lib.settings import DEFAULTS
 
 # Files of labelled problems.
 
 Record = Mapping[str, Any]
-LABELS = ("subject", "level", "pass_rate", "valid", "learnability")
-"""Labels that a problem may carry: topic, difficulty on the source's scale, share of correct attempts, well-posed, LIMR score."""
 SPLIT_LABELS = {"deepmath_18k": "level", "deepscaler_pass_rate": "pass_rate", "quality_valimath": "valid",
                 "dsr_sub_training_accuracy": "learnability"}  # fmt: skip
 """File without an official test set -> the label that its probe reads."""
 
 
 def load_labelled(path: Path) -> LabelledSet:
-    """Every row of a file with its labels; a level or pass rate below 0 counts as unknown, an answer may be absent.
-
-    Raises DataError with file, line, field and fix for the first malformed row.
-    """
+    """Every row of a file with its labels: subject, level (difficulty on the source's scale), pass_rate, valid (well-posed) and
+    learnability (LIMR score). A level or pass rate below 0 counts as unknown, an answer may be absent. Raises DataError with
+    file, line, field and fix for the first malformed row."""
     rules = Rules(DEFAULTS, need_answer=False)
-    samples, metas, labels = list[Sample](), list[Record](), defaultdict[str, list](list)
+    samples, metas, labels = list[Sample](), list[Record](), list[tuple[str | float, ...]]()
     for number, row in enumerate(rows(Source(str(path))), start=1):
-        found, record = judge(row, number, rules), row.record or {}
         try:
-            if isinstance(found, Dropped):
-                raise BadRow(found.reason)
+            found, record = judge(row, number, rules), row.record or {}
             metas.append(record.get("meta", {}))
             if not isinstance(metas[-1], dict):
                 raise BadRow("field 'meta' is no object; leave it out or write an object")
             level, rate = (difficulty(record.get(name), name, rules) for name in ("level", "pass_rate"))
             if rate > 1:
                 raise BadRow(f"field 'pass_rate' is {rate:g}, not a share; divide by the number of attempts")
-            labels["valid"].append(truth(record.get("valid"), "valid"))
+            valid = truth(record.get("valid"), "valid")
         except BadRow as problem:
             raise DataError(f"{path.name}, {row.where}: {problem}") from problem
-        labels["subject"].append(str(record.get("subject") or ""))
-        for name, value in (("level", level), ("pass_rate", rate)):
-            labels[name].append(value if value >= 0 else math.nan)
+        known = (value if value >= 0 else math.nan for value in (level, rate))
+        labels.append((str(record.get("subject") or ""), *known, valid))
         samples.append(dataclasses.replace(found.sample, difficulty=level, source=str(record.get("source") or "")))
-    arrays = {name: np.array(labels[name], dtype=float if i else str) for i, name in enumerate(LABELS[:-1])}
+    columns = zip(("subject", "level", "pass_rate", "valid"), zip(*labels, strict=True), strict=True)
+    arrays = {name: np.array(values, dtype=str if name == "subject" else float) for name, values in columns}
     arrays["learnability"] = learnability([meta.get("train_acc_history") for meta in metas])
     return LabelledSet(path.name.split(".")[0], tuple(samples), arrays)
 
@@ -90,10 +84,8 @@ def evaluation_keys(folder: Path) -> dict[str, set[str]]:
 
 
 def probe_splits(load: Callable[[str], LabelledSet], config: LadderConfig, held_out: set[str]) -> dict[str, Split]:
-    """The split of every file of `SPLIT_LABELS`, of its labelled rows.
-
-    No training row has its question in `held_out`, and DeepScaleR gives up the questions that it shares with DeepMath.
-    """
+    """The split of every file of `SPLIT_LABELS`, of its labelled rows. No training row has its question in `held_out`, and
+    DeepScaleR gives up the questions that it shares with DeepMath."""
     found: dict[str, Split] = {}
     for name, label in SPLIT_LABELS.items():
         data = load(name).with_label(label)
@@ -113,10 +105,6 @@ def math_splits(load: Callable[[str], LabelledSet], config: LadderConfig, held_o
         sides = ((train, config.max_train), (test, config.max_test))
         train, test = (side.rows(hash_order(side.samples)[:most]) for side, most in sides)
     return Split(train, test)
-
-
-TEST_FILES = ("math_test", "gsm8k_test")
-"""Files whose questions are kept out of the corpus, beside every evaluation set."""
 
 
 def real_folder() -> Path:
@@ -142,7 +130,7 @@ def load_set(stem: str) -> LabelledSet:
 def held_out_keys() -> set[str]:
     """Normalised questions that no fit may see: evaluation sets and official test sets."""
     keys = set().union(*evaluation_keys(real_folder()).values())
-    return keys.union(*(load_set(name).keys for name in TEST_FILES))
+    return keys.union(*(load_set(name).keys for name in ("math_test", "gsm8k_test")))
 
 
 def unread_keys(config: LadderConfig) -> set[str]:
@@ -153,24 +141,21 @@ def unread_keys(config: LadderConfig) -> set[str]:
 
 # Sets of the hub.
 
-NO_ANSWER = frozenset({"proof", "notfound", "not found"})
+NO_ANSWER = ("proof", "notfound", "not found")
 """NuminaMath-1.5's words for a problem without a final answer that can be checked."""
 SOLUTION = "r1_solution_1"
-"""Which of DeepMath's three R1 solutions is read (not stated in the paper; ours)."""
+"""Which of DeepMath's three R1 solutions is read, what stands behind `</think>` of it (not stated in the paper; ours)."""
 UNJUDGED = ("bad_problem", "give_up")
 """Values of PRM800K's finish_reason after which the labels judge no solution; such rows carry them as `flaw`."""
 
 
 def published_rows(data: HubData) -> Iterator[Record]:
-    """Rows streamed from the hub at the pinned revision, without remote code; or of a folder in the same format.
-
-    Raises DataError when the revision of a set on the hub is not pinned, or when it cannot be read or is empty.
-    """
+    """Rows streamed from the hub at the pinned revision, without remote code; or of a folder in the same format. Raises DataError
+    for a set on the hub that is not pinned, and for one that cannot be read or is empty."""
     if data.revision is None and not Path(data.repository).is_dir():
         raise DataError(f"{data.repository}: not pinned yet; look up the commit and pass --revision {data.name}=HASH")
     where = (data.repository, data.split, data.configuration, data.data_file, data.revision)
-    source = Source(*where, streaming=True, published=True)
-    return (row.record or {} for row in rows(source))
+    return (row.record or {} for row in rows(Source(*where, streaming=True, published=True)))
 
 
 class Schema(NamedTuple):
@@ -186,11 +171,6 @@ class Schema(NamedTuple):
     """The label is a share of correct attempts, and difficulty 1 minus it."""
     own: Callable[[Record], Record] = dict
     """What is read otherwise than it stands there; may add `flaw`."""
-
-
-def _without_thinking(row: Record) -> Record:
-    """What stands behind `</think>`, where the solution marks its end; the paper does not say what it reads."""
-    return {**row, SOLUTION: str(row.get(SOLUTION) or "").rpartition("</think>")[2]}
 
 
 def _not_valid(row: Record) -> Record:
@@ -219,8 +199,8 @@ def _lists(row: Record) -> Record:
 
 PROBLEM, QUESTION = ({"prompt": name, "answer": "answer", "solution": "solution"} for name in ("problem", "question"))
 SCHEMAS = {
-    "deepmath": Schema({"prompt": "question", "answer": "final_answer", "solution": SOLUTION, "topic": "topic",
-                        "labels": "difficulty"}, own=_without_thinking),
+    "deepmath": Schema(QUESTION | {"answer": "final_answer", "solution": SOLUTION, "topic": "topic", "labels": "difficulty"},
+                       own=lambda row: {**row, SOLUTION: str(row.get(SOLUTION) or "").rpartition("</think>")[2]}),
     "numinamath": Schema(PROBLEM | {"topic": "problem_type"}, id="", answered=False, own=_not_valid),
     "deepscaler": Schema(PROBLEM | {"labels": "pass_rate"}, answered=False, share=True),
     "aime24": Schema(PROBLEM),
@@ -242,8 +222,6 @@ def read_row(name: str, row: Record, index: int) -> Sample:
         record = {key: value.strip() if isinstance(value, str) else value for key, value in schema.own(row).items()}
         allowed = (0.0, 1.0) if schema.share else None
         found = judge(Row("", record), index, Rules(schema.names, allowed, schema.share, need_answer=False))
-        if isinstance(found, Dropped):
-            raise BadRow(found.reason)
         if schema.answered and not found.sample.answer:
             raise BadRow(f"field {schema.names['answer']!r} is missing or empty; fill it in or remove the row")
     except BadRow as problem:
@@ -255,12 +233,9 @@ def read_row(name: str, row: Record, index: int) -> Sample:
 
 
 def _prm800k(row: Record, index: int) -> Sample:
-    """One labelled solution of PRM800K.
-
-    `steps` are the judged steps, '# Answer' cut from the last; `answer` is what the solution itself answers, taken from
-    pre_generated_answer where labelling stopped before, so that an empty answer line gives no error away. The mean of
-    `step_labels` is Table 3's label; the answer line has none of its own. `flaw` is finish_reason unless that is 'solution'.
-    """
+    """One labelled solution: `steps` are the judged steps, '# Answer' cut from the last; `answer` is what the solution itself
+    answers, taken from pre_generated_answer where labelling stopped before, so that an empty answer line gives no error away. The
+    mean of `step_labels` is Table 3's label; the answer line has none. `flaw` is finish_reason unless that is 'solution'."""
     question, label = row.get("question"), row.get("label")
     if not isinstance(question, Mapping) or not isinstance(label, Mapping) or not question.get("problem"):
         raise BadRow("expected question with problem, and label; is this openai/prm800k's own schema?")
@@ -277,11 +252,8 @@ def _prm800k(row: Record, index: int) -> Sample:
 
 
 def judged_step(step: Record) -> tuple[str, int]:
-    """(text, rating) of the solution's own step.
-
-    The chosen completion, with its rating; else what the labeller wrote, which counts as +1; else, where labelling stopped
-    at an error, the first completion, which is the model's own. A rating of null counts as 0.
-    """
+    """(text, rating) of the solution's own step: the chosen completion; else what the labeller wrote, which counts as +1; else,
+    where labelling stopped at an error, the first completion, which is the model's own. A rating of null counts as 0."""
     chosen, human = step.get("chosen_completion"), step.get("human_completion")
     written = str((human.get("text") if isinstance(human, Mapping) else human) or "")
     if chosen is None and written:
@@ -297,11 +269,6 @@ def judged_step(step: Record) -> tuple[str, int]:
 
 # The splits of a profile.
 
-REQUIRED = ("deepmath", "numinamath")
-"""Sets that the path cannot do without, beside the evaluation sets."""
-OPTIONAL = ("deepscaler", "prm800k")
-"""Sets that are read where a folder holds them, and the splits contest_* and step_labelled with them (paper, Tables 2 and 3)."""
-
 
 def data_set(config: PublishedConfig, name: str) -> HubData:
     """The set `name` as it is to be read: a folder of `config.folder`, or the hub at its pinned revision."""
@@ -312,16 +279,15 @@ def data_set(config: PublishedConfig, name: str) -> HubData:
 
 
 def sets_to_read(profile: Profile) -> dict[str, str]:
-    """Name of every set that is read -> what decides its rows: its revision, or the hash of its folder's contents.
-
-    Raises DataError that lists every folder that is missing, or every set without a revision.
-    """
+    """Name of every set that is read -> what decides its rows: its revision, or the hash of its folder's contents. Those of the
+    paper's Tables 2 and 3, deepscaler and prm800k, may be missing in a folder. Raises DataError that lists every other folder
+    that is missing, or every set without a revision."""
     config = profile.published
     assert config is not None
     if unknown := [name for name, _ in config.revisions if name not in SETS]:
         raise DataError(f"--revision {unknown[0]}: no such set; choose from {', '.join(SETS)}")
-    needed = (*REQUIRED, *profile.eval_sets)
-    found = {name: data_set(config, name) for name in (*needed, *OPTIONAL)}
+    needed = ("deepmath", "numinamath", *profile.eval_sets)
+    found = {name: data_set(config, name) for name in (*needed, "deepscaler", "prm800k")}
     if config.folder is None:
         if bare := [name for name in needed if found[name].revision is None]:
             raise DataError(f"not pinned yet: {', '.join(bare)}; pass --revision SET=HASH for each, or --data DIR")
@@ -397,11 +363,9 @@ class PublishedRows:
 
 
 def draw_published(profile: Profile, rows: PublishedRows) -> dict[str, list[Sample]]:
-    """All splits, under the names that a world's have: evaluation sets first, whose questions are kept out of what follows.
-
-    The noisy pool is the target, with `labelled` and `test`, and NuminaMath-1.5, of which `filter_negatives` are further rows.
-    Raises DataError for too few labels, and for a target or parent without a row.
-    """
+    """All splits, under the names that a world's have: evaluation sets first, whose questions are kept out of what follows. The
+    noisy pool is the target, with `labelled` and `test`, and NuminaMath-1.5, of which `filter_negatives` are further rows. Raises
+    DataError for too few labels, and for a target or parent without a row."""
     config = rows.config
     splits: dict[str, list[Sample]] = {}
     for name in profile.eval_sets:
@@ -432,9 +396,7 @@ def draw_published(profile: Profile, rows: PublishedRows) -> dict[str, list[Samp
 
 def published_stage(profile: Profile) -> Stage:
     """One `<split>.parquet` a split, counts.csv (source, what, n: every row is counted) and malformed.csv (source, problem).
-
-    Raises DataError for missing sets, malformed rows, and what `draw_published` raises.
-    """
+    Raises DataError for missing sets, malformed rows, and what `draw_published` raises."""
     config = profile.published
     assert config is not None
     settings = {"config": {**to_dict(config), "folder": None}, "sets": sets_to_read(profile)}

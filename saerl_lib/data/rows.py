@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import csv
-import dataclasses
 import glob
 import io
 import itertools
@@ -18,9 +17,8 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from saerl_lib.data.sample import DataError
 
@@ -30,20 +28,17 @@ PACKED = {".gz": "gzip", ".zst": "zstd"}
 HUB = re.compile(
     r"(?:hub:|https://huggingface\.co/datasets/)?([\w.-]+/[\w.-]+)/?(?:@([0-9a-f]{40}))?(?::([\w.-]+))?(?::([\w.-]+))?"
 )
-"""[hub:]owner/name[@commit][:configuration][:split], or the address of its page."""
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 """What the names of files begin or end with that belong to a split."""
-SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*)")
 FOLDED = re.compile(r"""\s*(?:\[\s*)?\{\s*["']|\s*\[\s*["']|\s*\[\s*-?\d+(?:\.\d+)?\s*\]\s*\Z""")
 """How an object, a list of objects or texts, or a list of one number begins as text."""
-ABSENT = ("n/a", "null", "none", "nan", "-", "--", "unknown", "proof", "notfound", "not found")
-"""Answers and labels that say that there is none, such as those of NuminaMath."""
 DEEP = 8
 """Objects inside objects in which a field is looked for (ours)."""
+ABSENT = ("n/a", "null", "none", "nan", "-", "--", "unknown", "proof", "notfound", "not found")
+"""Answers and labels that say that there is none, such as those of NuminaMath."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row of a source."""
 
     where: str
@@ -54,8 +49,7 @@ class Row:
     """Why it cannot be read, and the fix."""
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Where rows come from."""
 
     place: str
@@ -73,7 +67,7 @@ class Source:
 
     @classmethod
     def parse(cls, text: str, split: str | None = None, streaming: bool = False) -> Source:
-        """A path that exists or has an ending of `KINDS`, else [hub:]owner/name[@commit][:configuration][:split]."""
+        """A path that exists or has an ending of `KINDS`, else [hub:]owner/name[@commit][:configuration][:split], or its page."""
         named = HUB.fullmatch(text)
         if named is None or Path(text).exists() or kind_of(Path(text)):
             return cls(text, split)
@@ -109,12 +103,9 @@ def split_of(path: Path) -> str:
 
 
 def files_of(place: str, split: str | None = None) -> list[Path]:
-    """The files of a path, in name order: itself, those of a folder (below it where it holds none), or those of a pattern.
-
-    A folder's .json files are passed over as descriptions where it holds data of another kind. Of a folder those of `split` are
-    taken, where it has splits. Raises DataError for no file, a folder of several splits without the name of one, or a shard
-    `-0000i-of-0000n` that is not there.
-    """
+    """The files of a path, in name order: itself, those of a folder (below it where it holds none), or those of a pattern. A
+    folder's .json files are passed over as descriptions where it holds data of another kind; of one with splits those of `split`
+    are taken. Raises DataError for no file, several splits without the name of one, or a shard that is not there."""
     path = Path(place)
     if path.is_dir():
         below = [p for p in path.rglob("*") if p.is_file() and kind_of(p)]
@@ -134,7 +125,7 @@ def files_of(place: str, split: str | None = None) -> list[Path]:
         what = "is a folder" if path.is_dir() else "is a pattern"
         raise DataError(f"{place}: {what} without a file that is read ({', '.join(KINDS)}); name another")
     shards: dict[tuple[str, ...], set[int]] = {}
-    for match in filter(None, (SHARD.fullmatch(str(p)) for p in found)):
+    for match in filter(None, (re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})(\..*)", str(p)) for p in found)):
         shards.setdefault((match[1], match[3], match[4]), set()).add(int(match[2]))
     for (name, total, ending), there in shards.items():
         if absent := set(range(int(total))) - there:
@@ -146,11 +137,8 @@ def files_of(place: str, split: str | None = None) -> list[Path]:
 
 def rows(source: Source, columns: Sequence[str] = ()) -> Iterator[Row]:
     """Every row of a source, streamed (CSV files and JSON documents are held whole); of Parquet only `columns`, where named.
-
     Raises DataError with name and fix: what `files_of` raises, no such file, an unknown ending, not gzip, not Parquet, CSV that
-    is no UTF-8 or has no header, an empty file, or a hub data set that cannot be read. A row that cannot be read comes with its
-    problem.
-    """
+    is no UTF-8 or has no header, an empty file, or a hub data set that cannot be read."""
     if source.published:
         yield from _hub(source)
         return
@@ -158,7 +146,7 @@ def rows(source: Source, columns: Sequence[str] = ()) -> Iterator[Row]:
     for path in files:
         shown = path.relative_to(place).as_posix() if place.is_dir() else path.name
         for row in _file(path, columns):
-            yield row if files == [place] else dataclasses.replace(row, where=f"{shown}, {row.where}")
+            yield row if files == [place] else row._replace(where=f"{shown}, {row.where}")
 
 
 def _file(path: Path, columns: Sequence[str]) -> Iterator[Row]:
@@ -201,11 +189,8 @@ def _byte_lines(path: Path) -> Iterator[bytes]:
 
 
 def json_rows(path: Path, strict_end: bool = True) -> Iterator[Row]:
-    """One row a line that holds something, or those of one JSON document (`_document`).
-
-    A file is a document when its first line is no object by itself. Without `strict_end` a last line that a kill cut short is
-    left out.
-    """
+    """One row a line that holds something, or those of one JSON document: a file whose first line is no object by itself. Without
+    `strict_end` a last line that a kill cut short is left out."""
     for number, line in enumerate(_byte_lines(path), start=1):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if number == 1 and (line.lstrip()[:1] == b"[" or line.strip() in (b"", b"{") or kind_of(path) == ".json"):
@@ -227,10 +212,8 @@ def jsonl(path: Path, strict_end: bool = True) -> Iterator[dict[str, Any]]:
 
 
 def _document(path: Path) -> list[Row] | None:
-    """The rows of a file that holds one list of objects, one object around such a list, or one object.
-
-    None for JSON lines. Raises DataError with file, line and fix for what is broken in it.
-    """
+    """The rows of a file that holds one list of objects, one object around such a list, or one object; None for JSON lines.
+    Raises DataError with file, line and fix for what is broken in it."""
     data = b"".join(_byte_lines(path)).removeprefix(b"\xef\xbb\xbf")
     head = data.lstrip().partition(b"\n")[0]
     if head[:1] == b"{" and _json_row(head, "").record is not None and data.strip() != head.strip():
@@ -253,9 +236,7 @@ def _document(path: Path) -> list[Row] | None:
 
 def _listed(value: dict[str, Any], name: str) -> list[Any]:
     """The rows of one object: of its columns as lists, those of the one list in it, by their ids, or itself as the one row.
-
-    Raises DataError for an object of several splits, or of columns as objects.
-    """
+    Raises DataError for an object of several splits, or of columns as objects."""
     inside = list(value.values())
     around = [inner for inner in inside if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
     if len(around) > 1 and set(value) <= set(SPLITS):

@@ -123,8 +123,7 @@ class Dropped:
     reason: str
 
 
-@dataclass(frozen=True)
-class Judged:
+class Judged(NamedTuple):
     """A usable row."""
 
     sample: Sample
@@ -145,9 +144,8 @@ class Dataset:
     where: tuple[str, ...]
     """Place of each row in the source, [N]."""
     labels: np.ndarray
-    """Difficulty, larger is harder, NaN when unknown, float [N]."""
     quality: np.ndarray
-    """1 sound, 0 not, NaN when unknown, float [N]."""
+    """As in `Judged`, float [N] each."""
     dropped: tuple[Dropped, ...]
     """Rows that are not among the samples."""
     notes: tuple[str, ...]

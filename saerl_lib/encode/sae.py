@@ -1,15 +1,13 @@
 """The sparse autoencoder of a reader, as SAELens holds it: opened, checked and measured.
 
-An SAE comes from a folder, from SAELens' registry, from an OpenSAE checkpoint that is converted on load, or as it was drawn.
 OpenSAE (THU-KEG/OpenSAE, the paper's framework) stores config.json and safetensors: encoder.weight [F, D], encoder.bias [F],
 W_dec [F, D], b_dec [D]. Its encoder standardises each token (mean 0, unbiased deviation 1 + eps), subtracts b_dec, applies a
 linear map, ReLU and TopK: that is SAELens' TopK SAE with `layer_norm` and b_dec applied to the input. A wrong layer or model
 raises no error by itself, and features of it would be noise: `measured` tells.
 
-SAELens trains one on a model's residual stream: from text as it streams by, or from stored vectors. The paper trains one of
-expansion 64 on 80 GB of FineWeb-Edu and Wikipedia (section C.1); its k, learning rate and context are not stated. Text comes from
-files that `data.rows` reads, or OWNER/NAME@COMMIT on the Hugging Face Hub, streamed. The first token of a block is an attention
-sink and is left out, as everywhere in this room.
+SAELens trains one on a model's residual stream, from text as it streams by or from stored vectors; the first token of a block is
+an attention sink and is left out. The paper trains on 80 GB of FineWeb-Edu and Wikipedia (section C.1); k, learning rate and
+context are not stated.
 """
 
 from __future__ import annotations
@@ -43,20 +41,7 @@ from saerl_lib.artifacts import ArtifactError, provenance, write_json
 from saerl_lib.config import ReaderConfig, sub_seed, to_dict
 from saerl_lib.data.rows import Source, rows
 from saerl_lib.data.sample import DataError, Sample, hash_order
-from saerl_lib.encode.models import (
-    OPENSAE,
-    SAELENS,
-    UNTRAINED,
-    CutModel,
-    TokenBatch,
-    identity,
-    open_decoder,
-    sae_folder,
-    sample_spans,
-    token_batches,
-    token_losses,
-    token_vectors,
-)
+from saerl_lib.encode import models
 from saerl_lib.encode.pool import Encoder, find_all
 from saerl_lib.settings import SAEConfig
 
@@ -82,7 +67,6 @@ def measure_sae(sae: SAE, batches: Sequence[Tensor]) -> SAEQuality:
     """Explained variance, L0 and dead share of `sae` on held-out activations [n, D]."""
     mean = torch.cat(list(batches)).double().mean(dim=0)
     error = variance = active = 0.0
-    tokens = 0
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=mean.device)
     for vectors in batches:
         latents = sae.encode(vectors)
@@ -90,7 +74,7 @@ def measure_sae(sae: SAE, batches: Sequence[Tensor]) -> SAEQuality:
         variance += (vectors.double() - mean).square().sum().item()
         active += (latents > 0).sum().item()
         fired |= (latents > 0).any(dim=0)
-        tokens += len(vectors)
+    tokens = sum(map(len, batches))
     return SAEQuality(1 - error / variance, active / tokens, 1 - fired.float().mean().item(), tokens)
 
 
@@ -102,14 +86,14 @@ TENSORS = ("encoder.weight", "encoder.bias", "b_dec", "W_dec")
 def open_sae(source: str, width: int) -> SAE:
     """An SAE named by `source` as `ReaderConfig.sae` names it, for a model of `width`, in float32 on the CPU. One of SAELens'
     registry is downloaded on first use. Raises ArtifactError when it does not exist, cannot be read or does not fit the model."""
-    folder = sae_folder(source)
+    folder = models.sae_folder(source)
     try:
-        if source.startswith(UNTRAINED):
-            sae = untrained_sae(int(source.removeprefix(UNTRAINED)))
-        elif source.startswith(OPENSAE):
+        if source.startswith(models.UNTRAINED):
+            sae = untrained_sae(int(source.removeprefix(models.UNTRAINED)))
+        elif source.startswith(models.OPENSAE):
             sae = load_opensae(folder)
-        elif source.startswith(SAELENS) and "/" in source:
-            release, _, name = source.removeprefix(SAELENS).partition("/")
+        elif source.startswith(models.SAELENS) and "/" in source:
+            release, _, name = source.removeprefix(models.SAELENS).partition("/")
             sae = SAE.from_pretrained(release, name, device="cpu")
         elif folder is None or not (folder / "cfg.json").is_file():
             raise ArtifactError(f"{source}: no cfg.json; name a folder saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID")
@@ -139,8 +123,7 @@ def untrained_sae(seed: int, k: int | None = None) -> SAE:
 def fresh_sae(mean: Tensor, seed: int, k: int, latents: int, normalise: str = "none") -> TopKTrainingSAE:
     """A TopK SAE to train, its decoder's bias at the mean vector [D]: from zero a fifth of the latents never fires."""
     torch.manual_seed(seed)
-    shape = {"d_in": len(mean), "d_sae": latents, "normalize_activations": normalise}
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(k=k, **shape))
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(k=k, d_in=len(mean), d_sae=latents, normalize_activations=normalise))
     with torch.no_grad():
         sae.b_dec.copy_(mean)
     return sae
@@ -172,9 +155,8 @@ def load_opensae(folder: Path) -> SAE:
     }  # fmt: skip
     if reasons := [reason for reason, applies in refused.items() if applies]:
         raise ArtifactError(f"{folder}: {reasons[0]}")
-    shape = {"d_in": width, "d_sae": latents, "apply_b_dec_to_input": True}
-    normalise = "layer_norm" if normalised else "none"
-    sae = TopKSAE(TopKSAEConfig(k=int(config["k"]), rescale_acts_by_decoder_norm=False, normalize_activations=normalise, **shape))
+    shape = {"d_in": width, "d_sae": latents, "normalize_activations": "layer_norm" if normalised else "none"}
+    sae = TopKSAE(TopKSAEConfig(k=int(config["k"]), rescale_acts_by_decoder_norm=False, apply_b_dec_to_input=True, **shape))
     sae.load_state_dict({
         "W_enc": encoder.T.contiguous(), "b_enc": tensors["encoder.bias"], "W_dec": tensors["W_dec"], "b_dec": tensors["b_dec"],
     })  # fmt: skip
@@ -190,17 +172,16 @@ TOKENS_AT_ONCE = 1024
 
 
 def measured(samples: Sequence[Sample], encoder: Encoder) -> SAEQuality:
-    """Quality of the encoder's SAE on the samples' own tokens, of `MEASURED_SAMPLES` by the hash of their question: files may be
-    sorted by subject."""
+    """Quality of the encoder's SAE on tokens of `MEASURED_SAMPLES` samples, taken by hash: files may be sorted by subject."""
     samples = [samples[i] for i in hash_order(samples)[:MEASURED_SAMPLES]]
-    tokens = sum(len(sample_spans(sample, encoder.tokenizer, encoder.max_tokens).ids) for sample in samples)
+    tokens = sum(len(models.sample_spans(sample, encoder.tokenizer, encoder.max_tokens).ids) for sample in samples)
     stride = max(1, math.ceil(tokens / MEASURED_TOKENS))
-    parts = token_vectors(samples, encoder.decoder, encoder.tokenizer, encoder.tokens_per_batch, encoder.max_tokens)
+    parts = models.token_vectors(samples, encoder.decoder, encoder.tokenizer, encoder.tokens_per_batch, encoder.max_tokens)
     vectors = torch.cat([part[::stride] for part in parts]).to(encoder.sae.W_enc.device)
     return measure_sae(encoder.sae, vectors.split(TOKENS_AT_ONCE))
 
 
-def hooked_gradient(model: PreTrainedModel, layer: int, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+def hooked_gradient(model: PreTrainedModel, layer: int, batch: models.TokenBatch) -> tuple[Tensor, Tensor]:
     """Residual stream after block `layer` and the gradient there of each sample's mean solution loss, both [B, T, D]. A sample
     without a solution span has no loss and a gradient of 0."""
     kept: dict[str, Tensor] = {}
@@ -217,7 +198,7 @@ def hooked_gradient(model: PreTrainedModel, layer: int, batch: TokenBatch) -> tu
     finally:
         handle.remove()
     counted = counted[:, places]
-    losses = token_losses(logits, batch.ids[:, places + 1])
+    losses = models.token_losses(logits, batch.ids[:, places + 1])
     loss = ((losses * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)).sum()
     loss.backward()
     return kept["states"].detach(), kept["states"].grad
@@ -229,7 +210,7 @@ def gradient_influence(
     """Influence of each latent, [F], over samples with a solution. `model` is the whole LM, not the one cut at the hook."""
     total, n = np.zeros(sae.cfg.d_sae), 0
     model.requires_grad_(False)
-    for batch in token_batches(samples, tokenizer, tokens_per_batch):
+    for batch in models.token_batches(samples, tokenizer, tokens_per_batch):
         states, gradient = hooked_gradient(model, layer, batch)
         keep = batch.prompt | batch.solution
         vectors, slopes = states[keep], gradient[keep]
@@ -256,12 +237,10 @@ def documents(sources: Sequence[str], field: str = "text") -> Iterator[str]:
         if opened.published and not opened.revision:
             raise DataError(f"{source}: name a file, or OWNER/NAME@COMMIT on the hub (a commit has 40 digits)")
         for row in rows(opened, (field,)):
-            if row.record is None:
-                raise DataError(f"{source}, {row.where}: {row.problem}")
-            text = row.record.get(field)
+            text = (row.record or {}).get(field)
             if not isinstance(text, str):
-                found = f"field {field!r} is {type(text).__name__}"
-                raise DataError(f"{source}, {row.where}: {found}, not text; name the right one with --text-field")
+                unlike = f"field {field!r} is {type(text).__name__}, not text; name the right one with --text-field"
+                raise DataError(f"{source}, {row.where}: {row.problem or unlike}")
             if text.strip():
                 yield text
 
@@ -280,7 +259,7 @@ class VectorStream:
     """Activations [n, D] of the tokens of some blocks at a time but the first of each, float32 on the model's device. It knows
     how many blocks it has read, so that it can go on after a stop."""
 
-    def __init__(self, found: Iterator[Tensor], decoder: CutModel, rows: int) -> None:
+    def __init__(self, found: Iterator[Tensor], decoder: models.CutModel, rows: int) -> None:
         self.blocks, self.decoder, self.rows, self.read = found, decoder, rows, 0
 
     def skip_to(self, count: int) -> None:
@@ -288,25 +267,20 @@ class VectorStream:
         while self.read < count and next(self.blocks, None) is not None:
             self.read += 1
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return self
-
     @torch.no_grad()
-    def __next__(self) -> Tensor:
-        taken = list(itertools.islice(self.blocks, self.rows))
-        if not taken:
-            raise StopIteration
-        self.read += len(taken)
-        vectors = self.decoder(torch.stack(taken))[:, 1:].float().flatten(0, 1)
-        if not torch.isfinite(vectors).all():
-            raise FloatingPointError("a non-finite activation; check the encoder's weights or run it in float32")
-        return vectors
+    def __iter__(self) -> Iterator[Tensor]:
+        while taken := list(itertools.islice(self.blocks, self.rows)):
+            self.read += len(taken)
+            vectors = self.decoder(torch.stack(taken))[:, 1:].float().flatten(0, 1)
+            if not torch.isfinite(vectors).all():
+                raise FloatingPointError("a non-finite activation; check the encoder's weights or run it in float32")
+            yield vectors
 
     def first(self, count: int) -> Tensor:
         """The next `count` vectors or a few more, [n, D]. Raises StopIteration when the text holds fewer."""
-        parts: list[Tensor] = []
+        vectors, parts = iter(self), list[Tensor]()
         while sum(map(len, parts)) < count:
-            parts.append(next(self))
+            parts.append(next(vectors))
         return torch.cat(parts)
 
 
@@ -323,17 +297,13 @@ def build_trainer(
     mean = start.float().mean(dim=0) * start.shape[1] ** 0.5 / start.float().norm(dim=1).mean()
     sae = fresh_sae(mean.cpu(), sub_seed(config.seed, "text-sae"), config.k, config.latents, "expected_average_only_in")
     sae.W_dec.requires_grad_(kind != "frozen_decoder")
-    return SAETrainer(
-        cfg=SAETrainerConfig(
-            total_training_samples=steps * config.vectors_per_step, train_batch_size_samples=config.vectors_per_step,
-            device=str(start.device), lr=config.learning_rate, lr_end=config.learning_rate / 10, lr_decay_steps=steps // 5,
-            dead_feature_window=min(1000, max(5, steps // 30)), n_batches_for_norm_estimate=10,
-            logger=LoggingConfig(log_to_wandb=False), **keeping,
-        ),
-        sae=sae,
-        data_provider=provider,
-        save_checkpoint_fn=save,
+    settings = SAETrainerConfig(
+        total_training_samples=steps * config.vectors_per_step, train_batch_size_samples=config.vectors_per_step,
+        device=str(start.device), lr=config.learning_rate, lr_end=config.learning_rate / 10, lr_decay_steps=steps // 5,
+        dead_feature_window=min(1000, max(5, steps // 30)), n_batches_for_norm_estimate=10,
+        logger=LoggingConfig(log_to_wandb=False), **keeping,
     )  # fmt: skip
+    return SAETrainer(cfg=settings, sae=sae, data_provider=provider, save_checkpoint_fn=save)
 
 
 def shuffled_vectors(vectors: Tensor, size: int, seed: int) -> Iterator[Tensor]:
@@ -359,7 +329,7 @@ CHECKPOINTS, POSITION, SETTINGS, DONE = "checkpoints", "position.json", "setting
 
 
 def train_text_sae(
-    sources: Sequence[str], field: str, decoder: CutModel, tokenizer: Any, config: SAEConfig, model: str, out: Path
+    sources: Sequence[str], field: str, decoder: models.CutModel, tokenizer: Any, config: SAEConfig, model: str, out: Path
 ) -> SAEQuality:
     """Train into `out` as SAELens saves it for inference, with quality.json last; the same call goes on after a stop. `model`
     tells model and layer apart. After a stop the text goes on behind the last checkpoint, without the vectors that lay in the
@@ -425,13 +395,12 @@ def run_sae(
     for source in text:  # bad ones are told before a model is opened
         next(documents([source], text_field), None)
     started, spec = time.monotonic(), ReaderConfig(reader, layer, device=device, bf16=bf16, max_norm=None, max_tokens=None)
-    decoder, tokenizer, shape = open_decoder(spec)
+    decoder, tokenizer, shape = models.open_decoder(spec)
     config = replace(settings, latents=settings.latents or EXPANSION * shape.hidden_size)
-    told = json.dumps(identity(replace(spec, sae="none")), sort_keys=True)
+    told = json.dumps(models.identity(replace(spec, sae="none")), sort_keys=True)
     found = train_text_sae(text, text_field, decoder, tokenizer, config, told, out)
     print(f"{out}: explained variance {found.explained_variance:.3f}, L0 {found.l0:.1f}, dead share {found.dead_share:.3f} on "
           f"{found.n_tokens:,} held-out tokens; read it with --sae {out}")  # fmt: skip
-    line = {"explained_variance": found.explained_variance, "l0": found.l0, "dead_share": found.dead_share,
-            "tokens": config.tokens, "seconds": round(time.monotonic() - started, 1)}  # fmt: skip
-    print(json.dumps(line))
+    measures = {name: getattr(found, name) for name in ("explained_variance", "l0", "dead_share")}
+    print(json.dumps({**measures, "tokens": config.tokens, "seconds": round(time.monotonic() - started, 1)}))
     return 0

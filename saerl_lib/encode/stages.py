@@ -1,10 +1,9 @@
 """Samples -> stored features: the reader's stages of a run, and the parts that a store is encoded in (paper, section 3.1).
 
-The data stage holds `<split>.parquet`, whether a world drew it or published sets were read; L, the split `labelled`, must be
-there. Every split is read once, in parts that are resumed one by one and spread over processes or a Ray cluster (ours). A part is
-a pure function: some samples and a `ReaderConfig` give one shard of a `Store`, which appears under its name when it is whole. Its
-record holds the key of all that decides it, so a finished part is kept and one of other rows, another reader or other code is
-done again. A part is encoded by one thread on a CPU, so the bytes are the same whatever the number of workers.
+Every split is read once, in parts that are resumed one by one and spread over processes or a Ray cluster (ours). A part is a pure
+function: some samples and a `ReaderConfig` give one shard of a `Store`, by one thread on a CPU, so its bytes do not depend on the
+number of workers. Its record holds the key of all that decides it, so a finished part is kept and one of other rows, another
+reader or other code is done again.
 """
 
 from __future__ import annotations
@@ -31,18 +30,8 @@ from joblib import Parallel, delayed, parallel_config
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
-from saerl_lib import paths
-from saerl_lib.artifacts import (
-    MANIFEST,
-    ArtifactError,
-    Stage,
-    code_hash,
-    get_or_compute,
-    locked,
-    provenance,
-    read_json,
-    write_json,
-)
+from saerl_lib import artifacts, paths
+from saerl_lib.artifacts import MANIFEST, ArtifactError, Stage, code_hash, get_or_compute, provenance, read_json, write_json
 from saerl_lib.config import SHIPPED, Profile, ReaderConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.sample import DataError, Sample, load_split
 from saerl_lib.encode.models import absolute, identity, model_name, open_causal, open_reader, open_tokenizer, sae_folder
@@ -71,34 +60,28 @@ def reader_stage(profile: Profile, data: Stage) -> Stage:
     for an SAE that explains less of L than the mean vector does: it is of another model or block."""
 
     def compute(_: Path) -> dict[str, pd.DataFrame]:
-        encoder = open_reader(profile.reader)
-        rows = []
-        for name in ("labelled", "test"):
-            rows += _quality_rows(name, load_split(data, name), encoder, profile.reader)
+        from saerl_lib.encode.sae import measured  # SAELens takes seconds
+
+        reader, encoder, rows = profile.reader, open_reader(profile.reader), []
+        for split in ("labelled", "test"):
+            found = measured(load_split(data, split), encoder)
+            if not found.explained_variance > 0:
+                raise ArtifactError(
+                    f"--sae {reader.sae}: explained variance {found.explained_variance:.3f} on {found.n_tokens} tokens of "
+                    f"{split} is not above 0, which the mean vector alone would reach; block {reader.layer} (--layer) or the "
+                    "model (--reader) is probably not the one that this SAE was trained on"
+                )
+            for (quantity, (low, high)), value in zip(BOUNDS.items(), dataclasses.astuple(found), strict=False):
+                high *= encoder.sae.cfg.d_in if quantity == "L0" else 1
+                judged = (low, high, low <= value <= high)
+                few = quantity == "dead share" and found.n_tokens < LEAST_TOKENS
+                if reader.sae != SHIPPED or few:
+                    judged = (None, None, None)
+                rows.append((split, quantity, value, *judged, found.n_tokens))
         columns = ["encoder", "quantity", "value", "low", "high", "met", "n_tokens"]
         return {"sae_quality": pd.DataFrame(rows, columns=columns)}
 
     return get_or_compute(profile, "reader", identity(profile.reader), compute, (data,))
-
-
-def _quality_rows(split: str, samples: Sequence[Sample], encoder: Encoder, reader: ReaderConfig) -> list[tuple]:
-    from saerl_lib.encode.sae import measured  # SAELens takes seconds
-
-    found = measured(samples, encoder)
-    if not found.explained_variance > 0:
-        raise ArtifactError(
-            f"--sae {reader.sae}: explained variance {found.explained_variance:.3f} on {found.n_tokens} tokens of {split} is not "
-            f"above 0, which the mean vector alone would reach; block {reader.layer} (--layer) or the model (--reader) is "
-            "probably not the one that this SAE was trained on"
-        )
-    rows, few = [], found.n_tokens < LEAST_TOKENS
-    for (quantity, (low, high)), value in zip(BOUNDS.items(), dataclasses.astuple(found), strict=False):
-        high *= encoder.sae.cfg.d_in if quantity == "L0" else 1
-        judged = (low, high, low <= value <= high)
-        if reader.sae != SHIPPED or (quantity == "dead share" and few):
-            judged = (None, None, None)
-        rows.append((split, quantity, value, *judged, found.n_tokens))
-    return rows
 
 
 def store_stage(profile: Profile, data: Stage) -> Stage:
@@ -245,10 +228,10 @@ def encode(
     with contextlib.ExitStack() as held:
         for folder, samples in folders.items():
             held.enter_context(_locked(folder))
-            parts[folder] = _cut(samples, folder, decides, samples_per_part)
+            parts[folder] = list(_cut(samples, folder, decides, samples_per_part))
         every = [part for own in parts.values() for part in own]
-        there = ((part, read_record(Path(part.path))) for part in every)
-        records = {part.path: record for part, record in there if record is not None and record.get("key") == part.key}
+        there = ((part.path, read_record(Path(part.path), part.key)) for part in every)
+        records = {path: record for path, record in there if record is not None}
         reused = {folder: sum(part.path in records for part in own) for folder, own in parts.items()}
         todo = [part for part in every if part.path not in records]
         if workers is None and ray is None and sum(len(part.samples) for part in todo) <= samples_per_part:
@@ -263,24 +246,20 @@ def encode(
                 for folder, own in parts.items()]  # fmt: skip
 
 
-def _cut(samples: Sequence[Sample], folder: Path, decides: Mapping[str, Any], size: int) -> list[Part]:
+def _cut(samples: Sequence[Sample], folder: Path, decides: Mapping[str, Any], size: int) -> Iterator[Part]:
     """The parts of one folder."""
-    parts = []
     for number, start in enumerate(range(0, len(samples), size)):
         own = samples[start : start + size]
         key = content_hash({**decides, "number": number, "rows": json.dumps([dataclasses.asdict(sample) for sample in own])})
-        parts.append(Part(str(shard_path(folder, number)), key, own))
-    return parts
+        yield Part(str(shard_path(folder, number)), key, own)
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> contextlib.AbstractContextManager[None]:
     """The folder for this call alone."""
     if folder.exists() and not (folder / LOCK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} holds what `encode` did not write; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / LOCK, ArtifactError(f"{folder}: another command encodes into it; wait for it or stop it")):
-        yield
+    return artifacts.locked(folder / LOCK, ArtifactError(f"{folder}: another command encodes into it; wait for it or stop it"))
 
 
 def _finish(
@@ -309,8 +288,7 @@ def open_encoded(folder: Path) -> tuple[Store, dict[str, Any]]:
     if manifest is None:
         raise ArtifactError(f"{folder}: no {MANIFEST}; `python -m saerl_lib encode` has not finished there, run it again")
     for number, key in enumerate(manifest["shards"]):
-        record = read_record(shard_path(folder, number))
-        if record is None or record["key"] != key:
+        if read_record(shard_path(folder, number), key) is None:
             raise ArtifactError(f"{shard_path(folder, number)}: damaged or of another encoding; run the same `encode` again")
     return Store(folder), manifest
 
@@ -359,14 +337,12 @@ def _work(
     """Paths and records of the parts as they are done, in any order; the largest are begun first."""
     todo = sorted(todo, key=lambda part: len(part.samples), reverse=True)
     if ray is not None:
-        yield from _on_ray(todo, reading, ray, workers)
-        return
+        return _on_ray(todo, reading, ray, workers)
     workers = min(len(todo), workers or (len(os.sched_getaffinity(0)) if reading.spec.device == "cpu" else 1))
-    if workers < 2:
-        opened = opened or functools.cache(lambda: open_reader(reading.spec))
-        yield from (_encode_part(part, reading, opened) for part in todo)
-    else:
-        yield from _in_processes(todo, reading, workers)
+    if workers >= 2:
+        return _in_processes(todo, reading, workers)
+    opened = opened or functools.cache(lambda: open_reader(reading.spec))
+    return (_encode_part(part, reading, opened) for part in todo)
 
 
 def _in_processes(todo: Sequence[Part], reading: Reading, workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -398,13 +374,10 @@ def _on_ray(
         return
     with ray_cluster(address) as ray:
         task = ray.remote(num_cpus=1, max_retries=LOSSES, scheduling_strategy="SPREAD")(_encode_part)
-        most, running = workers or 2 * int(ray.cluster_resources().get("CPU", 1)), []
-        for part in todo:
-            running.append(task.remote(part, reading))
-            if len(running) >= most:
-                done, running = ray.wait(running)
-                yield from ray.get(done)
-        while running:
+        most, left, running = max(1, workers or 2 * int(ray.cluster_resources().get("CPU", 1))), list(todo), []
+        while left or running:
+            while left and len(running) < most:
+                running.append(task.remote(left.pop(0), reading))
             done, running = ray.wait(running)
             yield from ray.get(done)
 

@@ -1,10 +1,9 @@
 """Pooled statistics of all latents on disk, the retained set chosen from them, metadata, and the feature table of both.
 
-A store is a folder of shards. A shard is one safetensors file with the entries of a few thousand samples in CSR form over the
-combined index (span, latent), once for every SAE that read them: row pointers [n + 1], column = span * F + latent, mean and
-peak; with them the lengths and, if wanted, the pooled activations. Zeros are not stored. Ids and what the shard was made from
-stand in the file's header. The paper keeps 240 latents and does not say which; every rule here scores each latent on training
-samples alone. It names three kinds of shallow metadata m (sections 3.1 and B.1); the list of 26 is ours.
+A shard is one safetensors file with the entries of a few hundred samples in CSR form over the combined index (span, latent), once
+for every SAE that read them: row pointers [n + 1], column = span * F + latent, mean and peak; with them the lengths and, if
+wanted, the pooled activations. Ids and what the shard was made from stand in the file's header. The paper keeps 240 latents and
+does not say which, and names three kinds of shallow metadata m (sections 3.1 and B.1); the list of 26 is ours.
 """
 
 from __future__ import annotations
@@ -33,9 +32,8 @@ MAIN, DENSE = "sae", "dense"
 """Names of the reader's own SAE and of the activations themselves in a shard."""
 HEADER = "shard"
 """Key of the header's one entry: several would be written in no fixed order."""
-
-
 ENTRIES = ("pointers", "column", "mean", "peak")
+"""Arrays of one SAE in a shard, in CSR form."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +102,12 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:06d}.safetensors"
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
-    """The record that `write_shard` returned for the file, or None when it is missing or not as it was written."""
+def read_record(path: Path, key: str) -> dict[str, Any] | None:
+    """The record that `write_shard` returned for the file; None when it is missing, of another key or not as it was written."""
     try:
-        header, arrays = _header(path), load_file(path)
-        record = header["record"]
-        return record if record["values"] == values_hash(header["ids"], arrays) else None
+        header = _header(path)
+        record, values = header["record"], values_hash(header["ids"], load_file(path))
+        return record if (record["key"], record["values"]) == (key, values) else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
@@ -122,9 +120,8 @@ def values_hash(ids: Sequence[str], arrays: Mapping[str, NDArray]) -> str:
 
 
 RULES = ("variance", "anova", "elastic_net", "gradient", "random")
-"""Names of the rules; the first is the default.
-
-It reads no label: one that does makes the out-of-fold scores of the same labels look better than they are."""
+"""Names of the rules; the first, the default, reads no label: one that does makes the out-of-fold scores of the same labels look
+better than they are."""
 LABELLED = ("anova", "elastic_net")
 """Rules that read labels, which must be those of training samples."""
 
@@ -155,10 +152,9 @@ def choose_retained(
     influence: Callable[[], NDArray[np.float64]] | None = None, seed: int = 0, rows: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:  # fmt: skip
     """Ascending indices of `count` retained latents, chosen from the samples of `rows` [N] of a store (default: all). variance:
-    the latents whose mean activation, as a square root, varies most over the samples, both spans added up. anova: largest F
-    statistic of the peak with `labels`. elastic_net: largest coefficients on all blocks. gradient: largest `influence()` [F].
-    random: a seeded draw among the latents that fire. Raises ValueError for an unknown rule, missing labels or influence, or a
-    count outside 1..F."""
+    largest `mean_variance`. anova: largest F statistic of the peak with `labels`. elastic_net: largest coefficients on all
+    blocks. gradient: largest `influence()` [F]. random: a seeded draw among the latents that fire. Raises ValueError for an
+    unknown rule, missing labels, or a count outside 1..F."""
     if rule not in RULES:
         raise ValueError(f"rule {rule!r} does not exist; choose one of {', '.join(RULES)}")
     if not 1 <= count <= store.width:
@@ -184,9 +180,6 @@ def choose_retained(
     return np.sort(order[:count]).astype(np.int64)
 
 
-TEX = r"\\[a-zA-Z]+|[${}^_]"
-
-
 def _share(pattern: str) -> Callable[[str], float]:
     return lambda text: len(re.findall(pattern, text)) / max(1, len(text))
 
@@ -199,28 +192,20 @@ def _numbers(text: str) -> list[int]:
     return [int(v[:15]) for v in re.findall(r"\d+", text)]
 
 
-def _log_mean(text: str) -> float:
-    values = _numbers(text)
-    return math.log10(1 + sum(values) / max(1, len(values)))
-
-
-def _distinct_words(text: str) -> float:
-    words = re.findall(r"\w+", text.lower())
-    return len(set(words)) / max(1, len(words))
-
-
 _BOTH: dict[str, tuple[Callable[[str], float], str]] = {
     "characters": (lambda text: float(len(text)), "number of characters"),
     "words": (_count(r"\S+"), "number of runs without white space"),
     "numbers": (_count(r"\d+"), "number of digit runs"),
     "digit_ratio": (_share(r"\d"), "digits / characters"),
-    "tex_ratio": (_share(TEX), r"TeX commands and the signs $ { } ^ _ / characters"),
+    "tex_ratio": (_share(r"\\[a-zA-Z]+|[${}^_]"), r"TeX commands and the signs $ { } ^ _ / characters"),
     "operators": (_count(r"[-+*/%:]"), "number of the signs - + * / % :"),
     "punctuation_ratio": (_share(r"[.,;!?]"), "signs . , ; ! ? / characters"),
     "log10_largest_number": (lambda text: math.log10(1 + max(_numbers(text), default=0)),
                              "log10(1 + largest digit run as a number), 15 digits at the most"),
-    "log10_mean_number": (_log_mean, "log10(1 + mean of the digit runs as numbers)"),
-    "distinct_word_share": (_distinct_words, "distinct words / words, lower case"),
+    "log10_mean_number": (lambda text: math.log10(1 + sum(found := _numbers(text)) / max(1, len(found))),
+                          "log10(1 + mean of the digit runs as numbers)"),
+    "distinct_word_share": (lambda text: len(set(words := re.findall(r"\w+", text.lower()))) / max(1, len(words)),
+                            "distinct words / words, lower case"),
     "brackets": (_count(r"[()\[\]]"), "number of ( ) [ ]"),
 }  # fmt: skip
 """Feature of either side -> how it is computed, and that in words."""
@@ -245,17 +230,13 @@ def formula_table() -> list[tuple[str, str, str]]:
 
 def metadata_features(samples: Sequence[Sample]) -> NDArray[np.float32]:
     """[N, 26] metadata of the samples, unscaled, columns as in `FEATURES`; NaN where a feature needs a missing solution."""
-    rows = []
-    for sample in samples:
+    rows = np.full((len(samples), len(FEATURES)), np.nan, dtype=np.float32)
+    for row, sample in zip(rows, samples, strict=True):
         prompt, solution = sample.prompt, sample.solution
-        row = [of(prompt) for of, _ in _PROMPT.values()]
+        row[: len(_PROMPT)] = [of(prompt) for of, _ in _PROMPT.values()]
         if sample.solved:
-            row += [of(solution) for of, _ in _SOLUTION.values()]
-            row.append(len(solution) / len(prompt))
-        else:
-            row += [math.nan] * (len(FEATURES) - len(row))
-        rows.append(row)
-    return np.asarray(rows, dtype=np.float32).reshape(len(samples), len(FEATURES))
+            row[len(_PROMPT) :] = [*(of(solution) for of, _ in _SOLUTION.values()), len(solution) / len(prompt)]
+    return rows
 
 
 @dataclass(frozen=True)

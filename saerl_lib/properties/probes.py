@@ -30,7 +30,7 @@ from sklearn.model_selection import GridSearchCV, KFold, train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, KernelCenterer, StandardScaler
 
-from saerl_lib.config import LadderConfig, PropertyConfig
+from saerl_lib.config import LadderConfig, PropertyConfig, require
 from saerl_lib.data.published import SPLIT_LABELS, math_splits, probe_splits
 from saerl_lib.data.sample import LabelledSet, Sample, normalise
 from saerl_lib.report.statistics import Interval, bootstrap_interval, bootstrap_runs
@@ -90,12 +90,11 @@ LEAST_TOPIC_ROWS = 10
 """Rows of a file that a topic needs to be a class."""
 STEP_SCORE = {1: 1.0, 0: 0.5, -1: 0.0}
 """Step label -> share of correctness (paper, Table 3)."""
-LABEL_KINDS = {"subject": "topic", "level": "rank", "pass_rate": "rank", "learnability": "rank", "valid": "binary"}
-"""Label of a file -> kind of its task."""
-TARGET_NAMES = {
-    "subject": "subject", "level": "difficulty_level", "pass_rate": "difficulty_by_pass_rate", "learnability": "learnability",
-    "valid": "well_posed",
+LABELS = {
+    "subject": ("topic", "subject"), "level": ("rank", "difficulty_level"), "pass_rate": ("rank", "difficulty_by_pass_rate"),
+    "learnability": ("rank", "learnability"), "valid": ("binary", "well_posed"),
 }  # fmt: skip
+"""Label of a file -> kind of its task, and its usual name."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +115,9 @@ class Task:
     """[n_test] what the intervals resample as one, such as the question of a solution; None: single rows."""
 
     def __post_init__(self) -> None:
-        if len(self.train) < LEAST_TRAIN or len(self.test) < LEAST_TEST:
-            raise ValueError(
-                f"{self.dataset} {self.target}: {len(self.train)} training and {len(self.test)} test samples are too few; "
-                f"label at least {LEAST_TRAIN} and {LEAST_TEST}"
-            )
+        enough = len(self.train) >= LEAST_TRAIN and len(self.test) >= LEAST_TEST
+        found = f"{len(self.train)} training and {len(self.test)} test samples are too few"
+        require(enough, f"{self.dataset} {self.target}: {found}; label at least {LEAST_TRAIN} and {LEAST_TEST}")
 
 
 def scaler_for(x: Matrix, standardise: bool = True) -> StandardScaler | FunctionTransformer:
@@ -150,8 +147,7 @@ def fit_topic_probe(x: Matrix, y: np.ndarray, seed: int, standardise: bool = Tru
     y = np.asarray(y)
     require_rows(train_x=x, train_y=y)
     require_finite("train_x", x)
-    if len(np.unique(y)) < 2:
-        raise ValueError(f"train_y holds the single topic {y[0]!r}: a topic probe needs at least two")
+    require(len(np.unique(y)) > 1, f"train_y holds the single topic {y[0]!r}: a topic probe needs at least two")
     x = _as_float(x)
     norm = mean_squared_row_norm(scaler_for(x, standardise).fit_transform(x))
 
@@ -175,9 +171,8 @@ def fit_elastic_net(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int)
     scaled = scaler.fit_transform(x)
     alpha, l1_ratio = 1.0, 0.5
     if np.ptp(y) > 0 and abs(scaled).max() > 0:  # otherwise the alpha path is undefined and the mean is the best prediction
-        search = ElasticNetCV(
-            l1_ratio=list(L1_RATIOS), alphas=config.elastic_net_alphas, eps=FLOOR, max_iter=300, tol=1e-3, cv=_folds(x, seed)
-        )
+        path = {"l1_ratio": list(L1_RATIOS), "alphas": config.elastic_net_alphas, "eps": FLOOR}
+        search = ElasticNetCV(**path, max_iter=300, tol=1e-3, cv=_folds(x, seed))
         with warnings.catch_warnings():  # ranking the penalties needs fewer digits than the probe itself
             warnings.simplefilter("ignore", ConvergenceWarning)
             search.fit(scaled, y)
@@ -238,20 +233,18 @@ def fit_tfidf(train_texts: Sequence[str]) -> TfidfVectorizer:
 
 def tfidf_vectorizer(train_texts: Sequence[str]) -> TfidfVectorizer:
     """That of `fit_tfidf` before it is fitted; errors as there."""
-    if not any(text.strip() for text in train_texts):
-        raise ValueError("train_texts is empty or blank: pass the texts of the training samples")
+    require(any(map(str.strip, train_texts)), "train_texts is empty or blank: pass the texts of the training samples")
     return TfidfVectorizer(ngram_range=(1, 2), token_pattern=TOKEN_PATTERN, max_features=MAX_TERMS, sublinear_tf=True)
 
 
 def labelled_task(
     train: LabelledSet, test: LabelledSet, label: str, target: str | None = None, *, with_solution: bool = False
 ) -> Task:
-    """The task of one label, `target` or its name in `TARGET_NAMES`; rows without it are left out of this task alone. A pass rate
-    is turned into difficulty by its sign."""
-    train, test = train.with_label(label), test.with_label(label)
-    labels = [-part.labels[label] if label == "pass_rate" else part.labels[label] for part in (train, test)]
-    samples = (train.samples, test.samples)
-    return Task(test.name, target or TARGET_NAMES[label], LABEL_KINDS[label], *samples, *labels, with_solution)
+    """The task of one label, `target` or its name in `LABELS`; rows without it are left out of this task alone. A pass rate is
+    turned into difficulty by its sign."""
+    (kind, name), parts = LABELS[label], (train.with_label(label), test.with_label(label))
+    labels = [-part.labels[label] if label == "pass_rate" else part.labels[label] for part in parts]
+    return Task(test.name, target or name, kind, *(part.samples for part in parts), *labels, with_solution)
 
 
 def joined_labels(*sources: np.ndarray) -> np.ndarray:
@@ -264,7 +257,8 @@ def joined_labels(*sources: np.ndarray) -> np.ndarray:
 
 
 def real_tasks(load: Callable[[str], LabelledSet], config: LadderConfig, held_out: set[str]) -> list[Task]:
-    """The tasks of the shared sets: MATH, DeepMath, DeepScaleR, ValiMath, DSR-sub (paper, Tables 1 and 2, and beyond)."""
+    """The tasks of the shared sets: MATH, DeepMath, DeepScaleR, ValiMath, DSR-sub (paper, Tables 1 and 2, and beyond); the last
+    two are DeepMath difficulty -> DeepScaleR pass rate, without and with some labels of the target source (Table 2)."""
     math = math_splits(load, config, held_out)
     tasks = [
         labelled_task(*math, "subject"),
@@ -273,19 +267,14 @@ def real_tasks(load: Callable[[str], LabelledSet], config: LadderConfig, held_ou
     ]
     splits = probe_splits(load, config, held_out)
     tasks += [labelled_task(splits[name].train, splits[name].test, label) for name, label in SPLIT_LABELS.items()]
-    scaler = splits["deepscaler_pass_rate"]
-    return tasks + transfer_tasks(splits["deepmath_18k"].train, scaler.train, scaler.test, config)
-
-
-def transfer_tasks(deepmath: LabelledSet, rated: LabelledSet, held: LabelledSet, config: LadderConfig) -> list[Task]:
-    """DeepMath difficulty -> DeepScaleR pass rate, without and with some labels of the target source (Table 2)."""
-    deepmath = deepmath.with_label("level")
+    deepmath, scaler = splits["deepmath_18k"].train.with_label("level"), splits["deepscaler_pass_rate"]
+    rated, held = scaler.train, scaler.test
     y, truth = joined_labels(deepmath.labels["level"]), -held.labels["pass_rate"]
     outside = Task(held.name, "difficulty_out_of_domain", "rank", deepmath.samples, held.samples, y, truth, False)
     some = rated.rows(np.arange(min(config.adapted_labels, len(rated))))
     both = joined_labels(deepmath.labels["level"], -some.labels["pass_rate"])
     adapted = Task(held.name, "difficulty_adapted", "rank", (*deepmath.samples, *some.samples), held.samples, both, truth, False)
-    return [outside, adapted]
+    return [*tasks, outside, adapted]
 
 
 def topics_at(samples: Sequence[Sample], depth: int) -> np.ndarray:
@@ -294,9 +283,8 @@ def topics_at(samples: Sequence[Sample], depth: int) -> np.ndarray:
 
 
 def split_tasks(splits: Mapping[str, Sequence[Sample]], dataset: str = "world") -> list[Task]:
-    """Tables 1 to 3 on the splits of a data stage: labelled and test; contest_* and step_labelled where there are some. Labels of
-    two sources have no common scale: each is brought to mean 0 and deviation 1 before they are joined. A question with several
-    solutions lies on one side of the split, and intervals resample questions (both ours)."""
+    """Tables 1 to 3 on the splits of a data stage: labelled and test; contest_* and step_labelled where there are some. A
+    question with several solutions lies on one side of the split, and intervals resample questions (ours)."""
     labelled, test, contest, extra, steps = (tuple(splits.get(name, ())) for name in
                                              ("labelled", "test", "contest_test", "contest_train", "step_labelled"))  # fmt: skip
 
@@ -333,7 +321,7 @@ def tasks_of_file(
     """A task for every label that a file carries, with its own split by hash; `say` is told of every row that is left out. Raises
     ValueError when no label has two values on `LEAST_ROWS` different questions."""
     tasks = []
-    for label, kind in LABEL_KINDS.items():
+    for label, (kind, _) in LABELS.items():
         labelled = data.with_label(label)
         if not len(labelled):
             continue
@@ -363,10 +351,8 @@ def tasks_of_file(
                 tasks.append(labelled_task(own, test, label, "difficulty_level_with_solution", with_solution=True))
             elif bare < len(own) + len(test):
                 say(f"level with solutions: not read; {bare} of {len(own) + len(test)} rows have no solution")
-    if not tasks:
-        raise ValueError(
-            f"{data.name}: no label with two values on at least {LEAST_ROWS} rows; known labels: {', '.join(LABEL_KINDS)}"
-        )
+    none = f"{data.name}: no label with two values on at least {LEAST_ROWS} rows; known labels: {', '.join(LABELS)}"
+    require(len(tasks) > 0, none)
     return tasks
 
 
@@ -399,14 +385,6 @@ def interval(kind: str, runs: Sequence[np.ndarray], task: Task, samples: int, se
     return bootstrap_runs(value, len(task.y_test) if parts is None else len(parts), len(runs), samples, seed)
 
 
-def baseline(task: Task) -> tuple[str, np.ndarray]:
-    """The prediction that reads nothing: the most frequent topic, or the mean."""
-    if task.kind == "topic":
-        names, counts = np.unique(task.y_train, return_counts=True)
-        return "majority", np.full(len(task.y_test), names[counts.argmax()])
-    return ("majority" if task.kind == "binary" else "mean"), np.full(len(task.y_test), float(np.mean(task.y_train)))
-
-
 Runs = Mapping[str, Sequence[np.ndarray]]
 """Feature set -> the predictions [n] of its seeds."""
 
@@ -429,10 +407,11 @@ def pair_rows(task: Task, runs: Runs, pairs: Sequence[tuple[str, str]], samples:
 
 
 def task_rows(task: Task, runs: Runs, bootstrap_samples: int, seed: int, workers: int = 1) -> pd.DataFrame:
-    """Rows of one task: its metric for every feature set, and RMSE and MAE for a quality task; `workers` processes."""
-    name, constant = baseline(task)
-    runs = {name: [constant], **runs}
-    quality = task.kind == "quality"
+    """Rows of one task: its metric for every feature set and for a constant, the most frequent topic or the mean, that reads
+    nothing, and RMSE and MAE for a quality task; `workers` processes."""
+    name, quality = "majority" if task.kind in ("topic", "binary") else "mean", task.kind == "quality"
+    constant = pd.Series(task.y_train).mode()[0] if task.kind == "topic" else float(np.mean(task.y_train))
+    runs = {name: [np.full(len(task.y_test), constant)], **runs}
     measured = [
         (features, kind) for features in runs for kind in (task.kind, *(ERRORS if quality else ()))
         if not (quality and features == (name if kind == task.kind else "shuffled_labels"))  # a constant has no correlation

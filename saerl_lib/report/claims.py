@@ -1,16 +1,16 @@
 """The claims of the paper beside what the tables of `figures/data` say.
 
 A claim is one question with the paper's value, ours with its interval, and two verdicts: does the direction agree, and does the
-paper's value lie within the interval? `claims.csv` and `comparisons.csv` beside this file hold what the paper says. The rules
-were fixed before the arms of the study were trained. All ours unless the paper is named.
+paper's value lie within the interval? The rules, ours, were fixed before the arms of the study were trained.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,21 +44,11 @@ the world or on real data, questions alone) data set, target, metric and feature
 steps is negative where fewer are needed. The family `UPDATE` repeats comparisons of the paper's and has no claims."""
 
 
-class Effect(NamedTuple):
-    """One claim with what was measured."""
-
-    told: Any
-    """Its row of `CLAIMS`."""
-    interval: Interval
-    n_seeds: int = 1
-    verdict: str = ""
-    """Its direction whatever its interval."""
-
-    def row(self) -> tuple[Any, ...]:
-        """Its row of `claims.csv`."""
-        told, within = self.told, "" if self.verdict == "not comparable" else size(self.interval, self.told.paper_value)
-        judged = (self.verdict or direction(self.interval, told.paper_value), within, told.scale)
-        return (told.claim, told.paper_value, *self.interval, self.n_seeds, *judged, told.notebook, told.figure, told.command)
+def judged(told: Any, interval: Interval, n_seeds: int = 1, verdict: str = "") -> tuple[Any, ...]:
+    """The row of `claims.csv` of one claim, `told` of `CLAIMS`, and what was measured; `verdict` stands whatever the interval."""
+    within = "" if verdict == "not comparable" else size(interval, told.paper_value)
+    found = (verdict or direction(interval, told.paper_value), within, told.scale)
+    return (told.claim, told.paper_value, *interval, n_seeds, *found, told.notebook, told.figure, told.command)
 
 
 def direction(effect: Interval, paper_value: float) -> str:
@@ -107,55 +97,51 @@ def with_claims(comparisons: pd.DataFrame) -> pd.DataFrame:
     return own.merge(told, how="left", on=["metric", "arm", "baseline"]).fillna({"claim": ""})
 
 
-def study_effects(comparisons: pd.DataFrame, decidable: bool = True) -> list[Effect]:
-    """An effect for each comparison of the study that a claim of the paper speaks of; intervals are Holm's within the family. A
+def study_effects(comparisons: pd.DataFrame, decidable: bool = True) -> Iterator[tuple[Any, ...]]:
+    """A row for each comparison of the study that a claim of the paper speaks of; intervals are Holm's within the family. A
     comparison with fewer seeds than planned stays "undecided": a look at half of the runs decides nothing. So do all with
     `decidable` False."""
-    effects = []
     for _, row in with_claims(comparisons).query("claim != ''").iterrows():
         found = _interval(row, "difference", "holm")
         if row["metric"] == "steps":  # the table has percent saved
             found = Interval(-found.value, -found.high, -found.low)
         decided = decidable and row["n_seeds"] >= planned_seeds(row["family"])
-        effects.append(Effect(row, found, int(row["n_seeds"]), "" if decided else "undecided"))
-    return effects
+        yield judged(row, found, int(row["n_seeds"]), "" if decided else "undecided")
 
 
-def probe_effects(ladder: pd.DataFrame) -> list[Effect]:
-    """The effects of the source "probes" that the ladder has rows for. A difference of two probes gets the interval of two
-    separate estimates, too wide where they share a test set."""
+def probe_effects(ladder: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
+    """The claims of the source "probes" that the ladder has rows for; a difference of two probes is a `difference_interval`."""
     found = ladder.dropna(subset=["value"])
     keys = [" ".join(row).split("|")[0] for row in found[["dataset", "target", "metric", "features"]].to_numpy()]
-    found, effects = found.set_axis(keys, axis=0), []
+    found = found.set_axis(keys, axis=0)
     for told in CLAIMS[CLAIMS["source"] == "probes"].itertuples():
         if {told.first, told.second or told.first} <= set(found.index):
             effect = _interval(found.loc[told.first])
             effect = difference_interval(effect, _interval(found.loc[told.second])) if told.second else effect
-            effects.append(Effect(told, _moved(effect, 100 if " accuracy " in told.first else 1)))
-    return effects
+            yield judged(told, _moved(effect, 100 if " accuracy " in told.first else 1))
 
 
-def filter_effects(rules: pd.DataFrame, separation: pd.DataFrame) -> list[Effect]:
+def filter_effects(rules: pd.DataFrame, separation: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
     """Of the retained latents on real sources: gain of purity at the p95 rule, and ROC-AUC above chance (Table 6)."""
     rules = rules[rules["features"] == "sae"].set_index("rule")
-    kept, full, effects = rules.loc["p95"], rules.loc["full"], []
+    kept, full = rules.loc["p95"], rules.loc["full"]
     if kept["kept"] > 0:
         effect = _moved(wilson_interval(int(kept["target_kept"]), int(kept["kept"])), 100, -full["target_kept"] / full["kept"])
-        effects.append(Effect(_told("filter purity", recall=100 * kept["target_kept"] / full["target_kept"]), effect))
+        yield judged(_told("filter purity", recall=100 * kept["target_kept"] / full["target_kept"]), effect)
     auc = separation.query("metric == 'roc_auc' and features == 'sae'").iloc[0]
-    return [*effects, Effect(_told("filter auc"), _moved(_interval(auc), 1, -0.5))]
+    yield judged(_told("filter auc"), _moved(_interval(auc), 1, -0.5))
 
 
-def diversity_effects(diversity: pd.DataFrame) -> list[Effect]:
+def diversity_effects(diversity: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
     """Gain of in-batch diversity in the paper's 2-D space by the smallest tail swap above 0, percent (Figure 3)."""
     ours = diversity[diversity["order"].str.startswith("saerl")]
     part = ours[ours["space"].str.contains("2")].sort_values("swapped_per_batch", kind="stable")
     mixed, unmixed = part[part["swapped_per_batch"] > 0], part[part["swapped_per_batch"] == 0]
     if mixed.empty or unmixed.empty or unmixed["value"].iloc[0] <= 0:
-        return []
+        return
     before = _interval(unmixed.iloc[0])
     effect = _moved(difference_interval(_interval(mixed.iloc[0]), before), 100 / before.value)
-    return [Effect(_told("diversity", h=mixed["swapped_per_batch"].iloc[0]), effect, verdict="not comparable")]
+    yield judged(_told("diversity", h=mixed["swapped_per_batch"].iloc[0]), effect, verdict="not comparable")
 
 
 def build_claims(data_folder: Path) -> pd.DataFrame:
@@ -165,14 +151,14 @@ def build_claims(data_folder: Path) -> pd.DataFrame:
     gates = read("world_gates")
     decidable = ORDER_GATE in set(gates.loc[is_true(gates["met"]), "gate"])
     saved = over_seeds(read("preparation_cost")["saved"]).interval()
-    effects = [
+    answers = [
         *study_effects(read("study_comparisons"), decidable),
         *probe_effects(read("probe_ladder")),
         *filter_effects(read("real_filter"), read("real_separation")),
         *diversity_effects(read("inbatch_diversity")),
-        Effect(_told("preparation"), saved, verdict="not comparable"),
+        judged(_told("preparation"), saved, verdict="not comparable"),
     ]
-    answered = {"", *(effect.told.claim for effect in effects)}
+    answered = {"", *(row[0] for row in answers)}
     rest = CLAIMS[CLAIMS["source"].isin(("outcome", "not run")) & ~CLAIMS["claim"].isin(answered)].itertuples()
     waiting = [(told.claim, told.paper_value, *NO_INTERVAL, 0, "not run", "", "", "", "", "") for told in rest]
-    return as_table("claims", [*(effect.row() for effect in effects), *waiting])
+    return as_table("claims", [*answers, *waiting])

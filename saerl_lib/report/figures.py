@@ -1,12 +1,7 @@
-"""Every figure, drawn from `figures/data/*.csv` alone; the same tables give the same bytes.
-
-A function takes the tables of its figure, brings them into the form of `plots.forest` or `plots.lines`, and returns the panels,
-a title that says what they show, and the small print. At most twenty figures: what else is measured is shown as a table.
-"""
+"""Every figure, at most twenty, drawn from `figures/data/*.csv` alone: the same tables give the same bytes."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +14,7 @@ from matplotlib.figure import Figure
 from saerl_lib.report import plots
 from saerl_lib.report.claims import with_claims
 from saerl_lib.report.plots import LOOKS, Look, arm_looks, arm_name, by_task, first_by, forest, lines, ordered, over_runs, span
-from saerl_lib.report.study import BASELINE, UPDATE, planned_seeds, study_trend
+from saerl_lib.report.study import BASELINE, COMPARISONS, PAPER, UPDATE, planned_seeds, study_trend
 from saerl_lib.report.tables import LABELS, TOY, TableError, counted, estimate, main_claims, read_table
 from saerl_lib.train.arms import HALF
 
@@ -34,7 +29,6 @@ def figure_of(name: str, *tables: str, **options: Any) -> Callable[[Callable[...
     registered one draws what the function returns (`Drawn`)."""
 
     def register(function: Callable[..., Drawn]) -> Callable[..., Drawn]:
-        @functools.wraps(function)
         def drawn(*frames: pd.DataFrame) -> Figure:
             with matplotlib.style.context(plots.STYLE):
                 return plots.tell(*function(*frames, **options))
@@ -60,17 +54,13 @@ def draw(name: str, data_folder: Path, figure_folder: Path) -> Path:
 
 def draw_all(data_folder: Path, figure_folder: Path) -> list[Path]:
     """Draw every figure whose tables are there and have rows; raises as `draw` does."""
-    found = []
-    for name, (tables, _) in FIGURES.items():
-        if all((data_folder / f"{table}.csv").is_file() and len(read_table(table, data_folder)) for table in tables):
-            found.append(draw(name, data_folder, figure_folder))
-    return found
+    return [
+        draw(name, data_folder, figure_folder) for name, (tables, _) in FIGURES.items()
+        if all((data_folder / f"{table}.csv").is_file() and len(read_table(table, data_folder)) for table in tables)
+    ]  # fmt: skip
 
 
 # The method, and what of the paper holds here.
-
-DIRECTIONS = {"agrees": plots.GREEN, "opposite": plots.VERMILLION}
-"""Colour of a verdict; grey for the others."""
 
 
 @figure_of("method", "claims")
@@ -82,7 +72,8 @@ def method(claims: pd.DataFrame) -> Drawn:
     look = table["direction"] + np.where(table["scale"].astype(str).str.startswith(TOY), " toy", "")
     low, high = np.sort(parts[["ci_low", "ci_high"]]).T  # dividing by a negative value turns an interval round
     table = table.assign(value=parts["value"], ci_low=low, ci_high=high, look=look, paper=1.0)
-    looks = {key: Look(DIRECTIONS.get(key.removesuffix(" toy"), plots.GREY), hollow=key.endswith("toy")) for key in ordered(look)}
+    colours = {"agrees": plots.GREEN, "opposite": plots.VERMILLION}  # of verdicts
+    looks = {key: Look(colours.get(key.removesuffix(" toy"), plots.GREY), hollow=key.endswith("toy")) for key in ordered(look)}
     figure = plots.empty(plots.FULL_WIDTH, 3.8)
     plots.flow(figure.add_axes((0.005, 0.515, 0.99, 0.38)))
     below = figure.add_axes((0.345, 0.205, 0.28, 0.29))
@@ -186,14 +177,13 @@ def replay(table: pd.DataFrame) -> Drawn:
         axis.set_xlabel(label)
     if own := sorted(rollouts.unique()):
         figure.axes[-1].set_xticks(np.log2(np.where(np.array(own) == 0, 0.5, own)), [f"{k:g}" for k in own])
-    found = {"choosing by SAE latents avoids {:.0f} % of them on DeepScaleR":
-             text[(text["form"] == "features") & (text["features"] == "sae_all")],
-             "{:.0f} % on DSR-sub": past[(past["features"] == "sae_all") & (rollouts == 0)],
-             "by eight earlier rollouts of a prompt {:.0f} %": past[(past["features"] == "none") & (rollouts == 8)]}  # fmt: skip
-    told = [name.format(rows["value"].iloc[0]) for name, rows in found.items() if len(rows)]
-    at = (text["form"] == "features", rollouts == 0)
-    dense = [part[rows & (part["features"] == "dense")]["value"] for part, rows in zip((text, past), at, strict=True)]
-    beside = " and ".join(f"{values.iloc[0]:.0f} %" for values in dense if len(values))
+    at = table.set_index(["form", "features", "own_rollouts"])["value"]
+    found = {"choosing by SAE latents avoids {:.0f} % of them on DeepScaleR": ("features", "sae_all", 0),
+             "{:.0f} % on DSR-sub": ("history", "sae_all", 0),
+             "by eight earlier rollouts of a prompt {:.0f} %": ("history", "none", 8)}  # fmt: skip
+    told = [name.format(at[key]) for name, key in found.items() if key in at.index]
+    dense = [("features", "dense", 0), ("history", "dense", 0)]
+    beside = " and ".join(f"{at[key]:.0f} %" for key in dense if key in at.index)
     return figure, "Groups without a gradient: " + ", ".join(told), (
         f"A quarter of the prompts is taken. Left: n = {text['n'].max():,} prompts of DeepScaleR, each seen once; right: "
         f"n = {past['n'].max():,} prompts of DSR-sub. Dense activations avoid {beside}. Bars: 95 % bootstrap over prompts and "
@@ -264,10 +254,6 @@ def real_clusters(frame: pd.DataFrame) -> Drawn:
     )  # fmt: skip
 
 
-SEPARATING = ("sae_all", "sae", "sae_plain", "sae_untrained", "dense", "tfidf", "tfidf_plain", "metadata")
-"""Feature sets of the filter that are drawn; on the wide axis of the others these would lie on one another."""
-
-
 @figure_of("real_filter", "real_filter", "real_separation")
 def real_filter(rules: pd.DataFrame, separation: pd.DataFrame) -> Drawn:
     """The source probe by features: ROC-AUC, and purity and recall at the threshold p95, with the paper's (Table 6)."""
@@ -277,8 +263,9 @@ def real_filter(rules: pd.DataFrame, separation: pd.DataFrame) -> Drawn:
     parts = [p95.assign(panel=f"{name} at p95".capitalize(), value=100 * p95[name], paper=100 * p95[f"paper_{name}"],
                         xlabel=f"{name} (%)".capitalize()) for name in ("purity", "recall")]  # fmt: skip
     table = plots.by_set(pd.concat([auc, *parts]))
-    table = table[table["row"].isin(SEPARATING)]
-    rows = ordered(table["row"], SEPARATING)
+    sets = ("sae_all", "sae", "sae_plain", "sae_untrained", "dense", "tfidf", "tfidf_plain", "metadata")
+    table = table[table["row"].isin(sets)]  # on the wide axis of the others these would lie on one another
+    rows = ordered(table["row"], sets)
     figure = forest(table, LOOKS["rung"], rows, labels=LABELS["set"], row_height=0.22)
     sae, tfidf = auc.set_index("features")["value"].reindex(["sae", "tfidf"])
     return figure, f"The source of a question: ROC-AUC {sae:.3f} from SAE features, {tfidf:.3f} from TF-IDF", (
@@ -311,9 +298,8 @@ def real_flaws(frame: pd.DataFrame) -> Drawn:
 def batch_composition(batches: pd.DataFrame) -> Drawn:
     """Three panels over training steps, a line an order: share of the largest cluster, clusters, mean ranking score."""
     names = LABELS["quantity"]
-    long = batches.melt(["order", "step"], list(names), "panel", "raw").sort_values("step", kind="stable")
-    mean, smoothing = plots.smoothed(long, ["panel", "order"])
-    long = long.assign(value=mean, x=long["step"], group=long["order"], panel=long["panel"].map(names))
+    smooth, smoothing = plots.smoothed(batches, ["order"], list(names))
+    long = smooth.rename(columns={"step": "x", "order": "group", **names}).melt(["group", "x"], list(names.values()), "panel")
     figure = lines(long, arm_looks(batches["order"]), columns=1, height=1.0, every=max(1, batches["step"].nunique() // 8),
                    xlabel="Optimiser step", sharex=True)  # fmt: skip
     share = 100 * batches.groupby("order")["dominant_share"].mean()
@@ -382,19 +368,14 @@ def world_controls(table: pd.DataFrame) -> Drawn:
 def training_curves(curves: pd.DataFrame) -> Drawn:
     """Reward and share of groups without variance by step."""
     titles = LABELS["training curve"]
-    runs = curves.melt(["arm", "seed", "step"], list(titles), "panel", "raw").sort_values("step", kind="stable")
-    mean, smoothing = plots.smoothed(runs, ["panel", "arm", "seed"])
-    wide = runs.assign(raw=mean).pivot(index=["arm", "seed", "step"], columns="panel", values="raw").reset_index()
-    figure = lines(over_runs(wide, titles), arm_looks(curves["arm"]), columns=2, every=max(1, curves["step"].nunique() // 8),
+    runs, smoothing = plots.smoothed(curves, ["arm", "seed"], list(titles))
+    figure = lines(over_runs(runs, titles), arm_looks(curves["arm"]), columns=2, every=max(1, curves["step"].nunique() // 8),
                    xlabel="Optimiser step", sharex=True, subplot_kw={"ylim": (0, 1)})  # fmt: skip
-    shown = wide.groupby(["arm", "step"])["reward_mean"].mean().groupby("arm")
+    shown = runs.groupby(["arm", "step"])["reward_mean"].mean().groupby("arm")
     told = ", ".join(f"{arm_name(arm)} {low:.2f} to {high:.2f}" for arm, low, high in shown.agg(["min", "max"]).itertuples())
     text = f"n = {span(curves.groupby('arm')['seed'].nunique())} seeds; band: 95 % t interval over seeds; {smoothing}. "
     text += "The reward is that of each order's own prompts: it compares neither the orders nor the ends of a run."
     return figure, f"Smoothed reward, lowest to highest: {told}", text
-
-
-PAPER_ARMS = ("grpo", "dapo", "diff", "adarft", "gainrl", "saerl_grpo", "saerl_dapo")
 
 
 @figure_of("study_curves", "study_runs")
@@ -402,7 +383,8 @@ def study_curves(runs: pd.DataFrame) -> Drawn:
     """Accuracy and groups without a gradient by generated rollouts, for the paper's arms; entropy stands in the table. The first
     and the last evaluation are of more problems and not comparable with the others: they stand in the table too. The title
     compares at the rollouts that every arm has reached, linear between evaluations."""
-    runs = runs[runs["arm"].isin(PAPER_ARMS) & (runs["part"] == "run")]
+    paper = COMPARISONS[COMPARISONS["family"] == PAPER]
+    runs = runs[runs["arm"].isin([*paper["arm"], *paper["baseline"]]) & (runs["part"] == "run")]
     runs, panels = runs[runs["problems"] == runs["problems"].min()], LABELS["study curve"]
     rollouts = runs.groupby(["arm", "step"])["rollouts"].mean().rename_axis(["group", "x"]).div(1000).reset_index()
     long = over_runs(runs, panels).merge(rollouts, on=["group", "x"]).drop(columns="x").rename(columns={"rollouts": "x"})
@@ -420,15 +402,12 @@ def study_curves(runs: pd.DataFrame) -> Drawn:
     )
 
 
-EFFECTS = ("paper", "ablation", "batch", "features", "wide")
-"""Families that are drawn; the others stand in the table alone (intervals of a real model are far wider)."""
-
-
 @figure_of("study_effects", "study_comparisons", "study_summary")
 def study_effects(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
     """The main comparisons of the outcome in points, with Holm's interval within its family; a name says how many times the
     rollouts, where the arms generate unequal ones."""
-    own = comparisons["metric"].eq("outcome") & comparisons["family"].isin(EFFECTS)
+    families = ("paper", "ablation", "batch", "features", "wide")  # intervals of a real model are far wider
+    own = comparisons["metric"].eq("outcome") & comparisons["family"].isin(families)
     twins = comparisons["family"].eq("wide") & comparisons["baseline"].ne("grpo_wide")
     table = with_claims(comparisons[own & ~twins])
     early = table["n_seeds"] < table["family"].map(planned_seeds)
@@ -440,7 +419,7 @@ def study_effects(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
     table = table.assign(row=names, look=look, panel="", value=table["difference"], ci_low=table["holm_low"],
                          ci_high=table["holm_high"], paper=table["paper_value"],
                          xlabel="Accuracy, first minus second (points)")  # fmt: skip
-    figure = forest(first_by(table, "family", EFFECTS), LOOKS["verdict"], row_height=min(0.17, 3.0 / len(table)), chance=0.0)
+    figure = forest(first_by(table, "family", families), LOOKS["verdict"], row_height=min(0.17, 3.0 / len(table)), chance=0.0)
     plots.legend(figure)  # empty: it holds the title
     unsure = {"open": " (interval includes 0)", "early": " (so far)"}
     told = [f"{abs(row.value):.1f} points {'above' if row.value > 0 else 'below'} {name}{unsure.get(row.look, '')}"

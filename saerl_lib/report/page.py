@@ -36,7 +36,7 @@ from saerl_lib.encode.store import FEATURES, PROMPT_COLUMNS, save_features
 from saerl_lib.own import MIN_CLASS, MIN_LABELS, RECORD, Arranged, Planned
 from saerl_lib.paths import FIGURES
 from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, read_plan, write_plan
-from saerl_lib.report.tables import LABELS
+from saerl_lib.report.tables import FOLDER, LABELS
 
 TERMS = 6
 """Words of a cluster's card, each of three letters or more or a command of LaTeX."""
@@ -48,11 +48,7 @@ TYPICAL = 3
 
 def score_table(arranged: Arranged) -> pd.DataFrame:
     """Rows of scores.parquet, one a row that was read, in the order of the source; unknown numbers are NaN, no step is -1.
-
-    Columns: where, id, status (of `STATUSES`), cluster, distance, length, label, raw_difficulty (before calibration, what
-    orders rows of equal score), difficulty, low, high, percentile (share of the cluster that is ranked lower), quality, position,
-    step, slot, swapped_with, reason.
-    """
+    raw_difficulty, before calibration, orders rows of equal score; percentile is the share of the cluster ranked lower."""
     data, plan, scores = arranged.data, arranged.plan.table, arranged.scores
     out, label = {d.id: d for d in arranged.dropped}, scores["cluster"].to_numpy()
     below = scores.groupby("cluster")[["ranking", "distance"]].rank(method="min").sub(1).div(np.bincount(label)[label], axis=0)
@@ -108,12 +104,9 @@ def _reason(row: Any, dropped: Dropped | None, own: dict[int, str], ranked_by: s
 
 
 def cluster_table(arranged: Arranged, scores: pd.DataFrame) -> pd.DataFrame:
-    """Rows of clusters.csv: cluster, n, share, planned, median_length, mean_difficulty, top_topic, topic_share, terms, apart,
-    typical.
-
-    terms are words of the prompts that are frequent here and rare elsewhere, each with the share of the cluster's rows that hold
-    it and, in brackets, of all others; apart are features in standard deviations; typical are the ids nearest to the centre.
-    """
+    """Rows of clusters.csv: terms are words of the prompts that are frequent here and rare elsewhere, each with the share of the
+    cluster's rows that hold it and, in brackets, of all others; apart are features in standard deviations; typical are the ids
+    nearest to the centre."""
     samples = arranged.data.samples
     terms, apart = _terms([s.prompt for s in samples], arranged.scores["cluster"].to_numpy()), _apart(arranged)
     topics, rows = pd.Series([s.topic or None for s in samples], dtype=object), []
@@ -168,9 +161,7 @@ def _apart(arranged: Arranged) -> dict[int, list[str]]:
 
 FEW_LABELS = 200
 """Below this many labels the difficulty is called rough (ours)."""
-STATUS_TEXT = LABELS["left out"]
-"""What became of rows that are not planned."""
-STATUSES = ("planned", *(status for status in STATUS_TEXT if status != "malformed"))
+STATUSES = ("planned", *(status for status in LABELS["left out"] if status != "malformed"))
 """What became of a sample."""
 
 
@@ -268,7 +259,7 @@ def _quality(arranged: Arranged) -> Told:
 def _rows(arranged: Arranged) -> Told:
     data, truncated = arranged.data, arranged.found.truncated
     counts = Counter(d.status for d in (*data.dropped, *arranged.dropped))
-    for status, text in STATUS_TEXT.items():
+    for status, text in LABELS["left out"].items():
         if count := counts[status]:
             doubtful = status in ("malformed", "unverifiable", "too long") or (count > 0.05 * data.read and status != "filtered")
             title = f"{count:,} of {data.read:,} rows not planned: {status}"
@@ -317,7 +308,6 @@ def _features(arranged: Arranged) -> Told:
             yield "warning", "The SAE does not fit this layer", f"{text} The mean vector alone reaches 0. {fix}"
 
 
-HERE = Path(__file__).parent
 FIGURE = re.compile(r"\[asy\](.*?)\[/asy\]", re.DOTALL)
 CUTS = (10_000, 2_000, 800, 280, 120, 40)
 """Characters of a question that the report holds: the most with which its rows keep to `ROOM`."""
@@ -399,8 +389,8 @@ def page(
     arranged: Arranged, caveats: Sequence[Caveat], scores: pd.DataFrame, clusters: pd.DataFrame, left_out: pd.DataFrame
 ) -> str:
     """The whole report as one HTML document; the tables are those of this module."""
-    scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("katex.min.js", "page.js")]
-    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+    scripts = [(FOLDER / name).read_text(encoding="utf-8") for name in ("katex.min.js", "page.js")]
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts)
     k, (rank, order, dark, _) = arranged.clusters.k, RANKS[arranged.ranked_by]
     tints = tints_of(k)
     return _templates().get_template("page.html.j2").render(
@@ -414,8 +404,7 @@ def page(
         prompts={s.id: s.prompt for s in arranged.data.samples},
         unread=left_out[left_out["status"] == "malformed"], listed=LISTED,
         rows=_rows_page(arranged, scores, {"statuses": STATUSES, "rankName": rank, "tints": tints}),
-        style=(HERE / "page.css").read_text(encoding="utf-8"), scripts=scripts,
-        hashes=" ".join(f"'sha256-{digest}'" for digest in digests),
+        style=(FOLDER / "page.css").read_text(encoding="utf-8"), scripts=scripts, hashes=hashes,
     )  # fmt: skip
 
 
@@ -456,7 +445,7 @@ def excerpt(text: str, length: int) -> str:
 def _templates() -> Environment:
     """Jinja with escaping on; a name that is not given is an error, and NUL, which HTML forbids, is shown as a sign."""
     found = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value,
     )  # fmt: skip
     whole = r"<span class=option>\g<0></span>"  # no line breaks inside an option such as --larger-is-easier

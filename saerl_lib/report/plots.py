@@ -1,8 +1,7 @@
 """One look for every figure: helpers that draw tidy tables, and byte-identical files.
 
-`forest` draws values with intervals, a row a name; `lines` draws curves with bands or bars. Both take a tidy table and know
-nothing of what it holds. Okabe-Ito colours (readable with colour-blindness), each paired with a marker. A figure is at most
-4.4 in wide, so that at 8 cm its text still has 5 points. Figures are made without pyplot: no global state, no display.
+Okabe-Ito colours (readable with colour-blindness), each paired with a marker. A figure is at most 4.4 in wide, so that at 8 cm
+its text still has 5 points. Figures are made without pyplot: no global state, no display.
 """
 
 from __future__ import annotations
@@ -38,20 +37,14 @@ BLACK, ORANGE, GREEN, BLUE, VERMILLION, GREY, LIGHT = (
     COLOURS[name] for name in ("black", "orange", "green", "blue", "vermillion", "grey", "light")
 )
 
-RC: dict[str, Any] = {
+STYLE: list[Any] = ["default", {
     "font.family": "DejaVu Sans", "font.size": 7.5, "axes.titlesize": 8, "axes.labelsize": 7.5, "xtick.labelsize": 7,
     "ytick.labelsize": 7, "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.6, "axes.axisbelow": True, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "lines.linewidth": 1.3,
     "lines.markersize": 4, "errorbar.capsize": 2, "pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "saerl",
     "savefig.dpi": DPI,
-}  # fmt: skip
-STYLE = ["default", RC]
+}]  # fmt: skip
 """The style whatever the user's own settings are."""
-PAPER: dict[str, Any] = {
-    "marker": "s", "linestyle": "none", "color": BLACK, "markerfacecolor": "none", "markersize": 6.5, "clip_on": False,
-    "label": "paper",
-}  # fmt: skip
-"""The paper's own value, in every figure."""
 
 class Look(NamedTuple):
     """How one group looks in every panel, and what the legend calls it."""
@@ -145,12 +138,12 @@ def over_runs(runs: pd.DataFrame, panels: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["panel", "group", "x", "value", "ci_low", "ci_high"])
 
 
-def smoothed(long: pd.DataFrame, groups: Sequence[str]) -> tuple[pd.Series, str]:
-    """Rolling mean of `raw` along the steps of each of `groups`, over a fifth of the run, more than one
-    pass through the clusters, and how to say it."""
-    window = max(1, long["step"].nunique() // 5)
-    mean = long.groupby(list(groups))["raw"].transform(lambda v: v.rolling(window, center=True, min_periods=1).mean())
-    return mean, f"rolling mean over {window} steps" if window > 1 else "each step, not smoothed"
+def smoothed(table: pd.DataFrame, run: list[str], columns: list[str]) -> tuple[pd.DataFrame, str]:
+    """The table by run (its columns `run`) and step with rolling means of `columns` over a fifth of the run, more than one pass
+    through the clusters, and how to say it."""
+    window, table = max(1, table["step"].nunique() // 5), table.sort_values([*run, "step"])
+    means = table.groupby(run)[columns].transform(lambda v: v.rolling(window, center=True, min_periods=1).mean())
+    return table.assign(**means), f"rolling mean over {window} steps" if window > 1 else "each step, not smoothed"
 
 
 # Panels.
@@ -224,13 +217,17 @@ def forest_panel(
     axis: Axes, part: pd.DataFrame, looks: Mapping[Any, Look], rows: Sequence[Any], *, labels: Mapping[Any, str] | None = None,
     shift: float = 0.0, chance: float | None = None,
 ) -> None:  # fmt: skip
-    """One panel of `forest`: a row of `rows` at heights 0, 1, ..., the first on top."""
+    """One panel of `forest`: a row of `rows` at heights 0, 1, ..., the first on top. Groups of one row stand `shift` rows apart;
+    `chance` is a dashed line."""
     place = {row: y for y, row in enumerate(rows)}
     if chance is not None:
         axis.axvline(chance, color=BLACK, linewidth=0.8, linestyle="--")
     if "paper" in part:
         once = part.drop_duplicates("row")
-        axis.plot(once["paper"], once["row"].map(place), **PAPER)
+        axis.plot(
+            once["paper"], once["row"].map(place), marker="s", linestyle="none", color=BLACK, markerfacecolor="none",
+            markersize=6.5, clip_on=False, label="paper",
+        )  # fmt: skip
     for index, (key, look) in enumerate(looks.items()):
         own = part[(part["look"] == key) & part["value"].notna()]
         if own.empty:  # an empty artist has no place, which breaks the layout
@@ -250,12 +247,11 @@ def forest_panel(
 
 def forest(
     table: pd.DataFrame, looks: Mapping[Any, Look] | None = None, rows: Sequence[Any] | None = None, *, columns: int = 3,
-    labels: Mapping[Any, str] | None = None, shift: float = 0.0, row_height: float = 0.16, chance: float | None = None,
-    width: float = FULL_WIDTH,
+    row_height: float = 0.16, width: float = FULL_WIDTH, **options: Any,
 ) -> Figure:  # fmt: skip
     """Values with horizontal intervals: a panel each value of `panel`, each with the rows `rows` or its own in the table's order.
     `table` has panel, row and value; optionally look (a key of `looks`), ci_low, ci_high, paper (an open square) and xlabel. Rows
-    without a value stay empty. Groups of one row stand `shift` rows apart. `chance` is a dashed line."""
+    without a value stay empty. `options` go to `forest_panel`."""
     looks = looks or {"": Look(BLUE)}
     table = table if "look" in table else table.assign(look="")
     names = list(dict.fromkeys(table["panel"]))
@@ -265,7 +261,7 @@ def forest(
     for name, axis in axes:
         part = table[table["panel"] == name]
         own = list(rows) if rows is not None else list(dict.fromkeys(part["row"]))
-        forest_panel(axis, part, looks, own, labels=labels, shift=shift, chance=chance)
+        forest_panel(axis, part, looks, own, **options)
         axis.locator_params(axis="x", nbins=max(3, int(2 * width / min(columns, len(names)) - 1)))
         axis.set_title(str(name), fontsize=7.5)
     if any(look.label for look in looks.values()):
@@ -316,25 +312,23 @@ def lines(
 
 # The method.
 
-BOXES = {"prompts,\nsolutions": (7, 20), "small LM\n+ SAE": (23, 20), "GRPO\nor DAPO": (94, 20)}
-ARROWS = ((12.5, 20, 17, 20), (29, 20, 34, 20), (40, 23, 46, 33), (40, 20, 46, 20), (40, 17, 46, 7), (64, 33, 70, 24),
-          (64, 20, 70, 20), (64, 7, 70, 16), (84, 20, 88.5, 20))  # fmt: skip
-STEPS = {"latents z": (37, 5), "clusters": (55, 26.5), "difficulty": (55, 13.5), "quality filter": (55, 0.5),
-         "batch plan": (77, 3.5)}  # fmt: skip
-"""Names below the pictures of the steps, in the coordinates of `flow`: 100 wide, 40 high."""
-
 
 def flow(axis: Axes) -> None:
-    """The method as a picture: prompts -> SAE -> z -> clusters, difficulty, quality -> batch plan -> GRPO."""
+    """The method as a picture, 100 by 40: prompts -> SAE -> z -> clusters, difficulty, quality -> batch plan -> GRPO."""
+    boxes = {"prompts,\nsolutions": (7, 20), "small LM\n+ SAE": (23, 20), "GRPO\nor DAPO": (94, 20)}
+    arrows = ((12.5, 20, 17, 20), (29, 20, 34, 20), (40, 23, 46, 33), (40, 20, 46, 20), (40, 17, 46, 7),
+              (64, 33, 70, 24), (64, 20, 70, 20), (64, 7, 70, 16), (84, 20, 88.5, 20))  # fmt: skip
+    steps = {"latents z": (37, 5), "clusters": (55, 26.5), "difficulty": (55, 13.5), "quality filter": (55, 0.5),
+             "batch plan": (77, 3.5)}  # fmt: skip
     colours = (BLUE, ORANGE, GREEN)
     axis.set(xlim=(0, 100), ylim=(0, 40))
     axis.axis("off")
     box = {"boxstyle": "round", "fc": "#E6EFF5", "ec": BLUE, "lw": 0.8}
-    for name, (x, y) in BOXES.items():
+    for name, (x, y) in boxes.items():
         axis.text(x, y, name, ha="center", va="center", fontsize=7, bbox=box)
-    for name, (x, y) in STEPS.items():
+    for name, (x, y) in steps.items():
         axis.text(x, y, name, ha="center", va="bottom", fontsize=7)
-    for x, y, to_x, to_y in ARROWS:
+    for x, y, to_x, to_y in arrows:
         axis.annotate("", (to_x, to_y), (x, y), arrowprops={"arrowstyle": "->", "color": GREY, "shrinkA": 0, "shrinkB": 0})
     fires = np.isin(np.arange(15), (3, 7, 8, 12))
     axis.bar(np.full(15, 37), 1.6, 3.4, 10.5 + 1.6 * np.arange(15), color=np.where(fires, BLUE, "white"), edgecolor=GREY, lw=0.4)

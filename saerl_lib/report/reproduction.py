@@ -1,8 +1,7 @@
 """A rerun beside what is published: every number judged (`reproduction.csv`), figures old and new, and publishing the run.
 
-A run writes its tables and figures below `artifacts/PROFILE/figures`; the published ones lie in `figures/`. Rows are matched by
-their text columns, else by their position. Clusters and samples differ between processors: a column without an interval is
-compared by its mean alone.
+Rows are matched by their text columns, else by their position. Clusters and samples differ between processors: a column without
+an interval is compared by its mean alone.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ from saerl_lib.report.claims import build_claims
 from saerl_lib.report.figures import draw_all
 from saerl_lib.report.tables import SCHEMAS, TableError, write_csv, write_documents
 
-SAME, TOLERANCE, INTERVAL, OUTSIDE = "same", "within tolerance", "inside interval", "outside"
-OUTCOMES = (SAME, TOLERANCE, INTERVAL, OUTSIDE)
+OUTCOMES = SAME, TOLERANCE, INTERVAL, OUTSIDE = "same", "within tolerance", "inside interval", "outside"
 """The same number; within `RELATIVE` of it, or the end of an interval that moved by less than half of the published width, or a
 column without an interval whose mean moved by less than `STANDARD_ERRORS`; inside the published interval of its row; none of
 these, a direction that changed, a row or table that the rerun lacks."""
@@ -150,14 +148,11 @@ def published_records() -> dict[str, dict[str, object]]:
     return read_json(paths.PUBLISHED / RECORD) or {}
 
 
-def _picture(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode("ascii") if path.is_file() else ""
-
-
 def write_page(profile: str, text: str) -> Path:
     """`reproduction.html` beside the run's tables: the screen, and every figure as published and of this run."""
-    names = sorted({path.stem for folder in (paths.FIGURES, paths.figures_dir(profile)) for path in folder.glob("*.png")})
-    figures = [(n, _picture(paths.FIGURES / f"{n}.png"), _picture(paths.figures_dir(profile) / f"{n}.png")) for n in names]
+    old, new = ({path.stem: base64.b64encode(path.read_bytes()).decode("ascii") for path in folder.glob("*.png")}
+                for folder in (paths.FIGURES, paths.figures_dir(profile)))  # fmt: skip
+    figures = [(name, old.get(name, ""), new.get(name, "")) for name in sorted({*old, *new})]
     template = Path(__file__).with_name("reproduction.html.j2").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True).from_string(template).render(profile=profile, text=text, figures=figures)
     path = paths.profile_dir(profile) / "reproduction.html"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -137,8 +136,7 @@ def difference_interval(a: Interval, b: Interval) -> Interval:
 # Means over seeds.
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A mean over seeds with what its interval is made of."""
 
     mean: float
@@ -224,12 +222,6 @@ def paired_estimate(values: Mapping[str, pd.DataFrame], arm: str, baseline: str)
 
 # Families of comparisons.
 
-COMPARED = ["arm", "baseline", "n_seeds", "difference", "ci_low", "ci_high", "holm_low", "holm_high", "p_value", "p_holm",
-            "detectable"]  # fmt: skip
-"""One arm against another on the matched seeds that both have, in points: the interval at 95 % and at Holm's level for its place
-in the family; two-sided p-values of a difference of 0, plain and adjusted; the smallest true difference that the comparison finds
-at its corrected level with power 0.8."""
-
 
 def holm_levels(p_values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Level of each interval, and Holm-adjusted p-values: the k-th smallest of m is held to ALPHA / (m - k + 1).
@@ -248,16 +240,15 @@ def holm_levels(p_values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def corrected(pairs: Sequence[tuple[str, str]], found: Sequence[Estimate]) -> pd.DataFrame:
-    """A row a comparison of a family, corrected over it by Holm."""
+    """A row a comparison of a family on the matched seeds of both arms, in points: the interval at 95 % and at Holm's level for
+    its place in the family; two-sided p-values of a difference of 0, plain and adjusted; the smallest true difference found at
+    the corrected level with power 0.8."""
     p_values = [e.p_value() for e in found]
     levels, adjusted = holm_levels(p_values)
     rows = [
         (*pair, e.n_seeds, *e.interval(), *e.interval(level)[1:], p, p_holm, e.detectable(level))
         for pair, e, p, level, p_holm in zip(pairs, found, p_values, levels, adjusted, strict=True)
     ]
-    return pd.DataFrame(rows, columns=COMPARED)
-
-
-def compare(values: Mapping[str, pd.DataFrame], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Every (arm, baseline) of a family of comparisons, corrected over the family; one matched seed gives nan bounds."""
-    return corrected(pairs, [paired_estimate(values, *pair) for pair in pairs])
+    names = ["arm", "baseline", "n_seeds", "difference", "ci_low", "ci_high", "holm_low", "holm_high", "p_value", "p_holm",
+             "detectable"]  # fmt: skip
+    return pd.DataFrame(rows, columns=names)

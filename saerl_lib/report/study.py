@@ -1,10 +1,8 @@
-"""Tables of the RL study and of the laptop's own runs.
+"""Tables of the RL study and of the laptop's own runs, all ours unless the paper is named.
 
-Evaluations have one row a run, step and problem. Outcome of a run: the mean over the sets of Avg@k, averaged over the last three
-evaluations. Differences between arms are paired by seed (`statistics.paired_estimate`) and corrected by Holm within families of
-comparisons that were fixed before the arms were trained, but for `post_hoc`, which the first results suggested. The paper's
-Tables 4, 5, 7, 8 and Figure 3 stand beside the study's. `comparisons.csv` and `paper_tables.csv` beside this file hold what is
-compared and the paper's values. All ours unless the paper is named.
+Outcome of a run: the mean over the sets of Avg@k, averaged over the last three evaluations. Differences between arms are paired
+by seed (`statistics.paired_estimate`) and corrected by Holm within families of comparisons that were fixed before the arms were
+trained, but for `post_hoc`, which the first results suggested.
 """
 
 from __future__ import annotations
@@ -12,19 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
 from saerl_lib.config import PASSES, StudyConfig
-from saerl_lib.report.statistics import Interval, compare, corrected, over_seeds, paired_estimate
+from saerl_lib.report.statistics import Interval, corrected, over_seeds, paired_estimate
 from saerl_lib.report.tables import LABELS, SCHEMAS, TableError, as_table
-from saerl_lib.train.arms import HALF, REAL, WIDER, variant_of
-
-if TYPE_CHECKING:
-    from saerl_lib.train.arms import Arm
+from saerl_lib.train.arms import HALF, REAL, WIDER, Arm, variant_of
 
 LAST = 3
 """Evaluations that the outcome averages (of a larger batch they lie at other steps)."""
@@ -149,16 +143,15 @@ def run_values(evaluations: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     without a gradient). `runs` is `runs_table`."""
     curve = set_rates(evaluations, int(evaluations.groupby(SET).size().min())).groupby([*RUN, "step"])["avg"].mean().reset_index()
     last = evaluations["step"].max()
-    first = curve[curve["step"] <= last / PASSES].sort_values("step").groupby(RUN)
     behind, before = runs[runs["part"] == "tail"].groupby(RUN), runs[(runs["part"] == "run") & (runs["step"] > 0)].groupby(RUN)
-    areas = curve.sort_values("step").groupby(RUN)[["step", "avg"]]
+    areas = curve.groupby(RUN)[["step", "avg"]]
     aims, pairs = curve[curve["step"] == last].set_index(RUN)["avg"], COMPARISONS[COMPARISONS["family"].isin([UPDATE, HALF])]
     pairs = pairs[pairs["baseline"].str.startswith(BASELINE)]
     against = dict(zip(pairs["arm"], pairs["baseline"], strict=True)) | {name: name for name in pairs["baseline"]}
     caught = {run: _reached(part, aims.get((against.get(run[0], shuffled(run[0])), run[1]), math.nan)) for run, part in areas}
     return pd.DataFrame({
-        "best": curve[curve["step"] > 0].groupby(RUN)["avg"].max(), "once": first["avg"].last(),
-        "tail": behind["mean_avg"].last(),
+        "best": curve[curve["step"] > 0].groupby(RUN)["avg"].max(),
+        "once": curve[curve["step"] <= last / PASSES].groupby(RUN)["avg"].last(), "tail": behind["mean_avg"].last(),
         "area": areas.apply(lambda run: float(np.trapezoid(run["avg"], run["step"]) / np.ptp(run["step"]))),
         "silent": 100 * before["zero_variance_share"].mean(), "caught": pd.Series(caught).rename_axis(RUN),
     })  # fmt: skip
@@ -199,7 +192,7 @@ def summary_table(
     told = {name: {"title": arms[name].title, "group": arms[name].group} for name in present}
     first = next((name for name in present if name in (BASELINE, f"{BASELINE}_{REAL}")), None)
     pairs = [(name, first) for name in present if first not in (None, name) and not name.endswith(HALF)]  # see their family
-    against = compare(values, pairs).set_index("arm")
+    against = corrected(pairs, [paired_estimate(values, *pair) for pair in pairs]).set_index("arm")
     by_arm, shown = outcomes(values).groupby("arm"), [c for c in runs if c.startswith(("avg_", "mean_"))]
     spent = ["updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]
     parts = [
@@ -224,8 +217,7 @@ COMPARISONS = pd.read_csv(Path(__file__).with_name("comparisons.csv")).fillna({"
 
 def planned_seeds(family: str) -> int:
     """Matched seeds that the protocol gives to the arms of a family of comparisons."""
-    study = StudyConfig()
-    return study.seeds if family in WHOLE else study.other_seeds
+    return StudyConfig.seeds if family in WHOLE else StudyConfig.other_seeds
 
 
 def compare_runs(values: pd.Series, pairs: Sequence[tuple[str, str]], saved: bool = False) -> pd.DataFrame:
@@ -259,7 +251,8 @@ def comparison_rows(
         if family == UPDATE and set(pairs["baseline"]) == {BASELINE}:
             continue  # without another loss or optimizer they repeat the paper's family under another correction
         names = list(pairs[["arm", "baseline"]].itertuples(index=False, name=None))
-        found = {"outcome": compare(values, names), "steps": compare_runs(steps_of_run, names, saved=True)}
+        found = {"outcome": corrected(names, [paired_estimate(values, *pair) for pair in names])}
+        found["steps"] = compare_runs(steps_of_run, names, saved=True)
         for metric, column in single.items():
             own = column.dropna()  # arms at equal rollouts have no tail
             if both := [pair for pair in names if set(own.index.get_level_values("arm")).issuperset(pair)]:
@@ -277,8 +270,6 @@ BENCHMARKS = LABELS["benchmark"]
 """The paper's benchmark -> the set of the world that stands for it (ours: two easy, two middle, hard, small and hardest)."""
 MIXING = {"minus_mix": 0, "mix_1": 1, "saerl_grpo": 2, "mix_4": 4, "mix_8": 8}
 """Arms of Figure 3 with their h of 32; the paper's are of 128."""
-
-
 PAPER_VALUES = pd.read_csv(Path(__file__).with_name("paper_tables.csv"))
 """The paper's numbers: table, model, arm, column, value."""
 
@@ -308,10 +299,9 @@ def beside_paper(evaluations: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame
 def table_view(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     """One table of study_paper_tables.csv to look at: a row an arm, under each benchmark the paper's value and ours."""
     part = frame[(frame["table"] == table) & (frame["n_seeds"] > 0)]
-    wide = part.pivot(index="arm", columns="benchmark", values=["paper_value", "our_value"]).swaplevel(axis=1).round(1)
-    order = [(name, column) for name in reversed(BENCHMARKS) for column in ("paper_value", "our_value")]
-    order = [place for place in order if place in wide.columns]
     names = {"paper_value": "paper", "our_value": "toy set"}
+    wide = part.pivot(index="arm", columns="benchmark", values=list(names)).swaplevel(axis=1).round(1)
+    order = [(name, value) for name in reversed(BENCHMARKS) for value in names if (name, value) in wide.columns]
     return wide.loc[part["arm"].unique(), order].rename(columns=names).rename_axis(columns=[None, None], index=None)
 
 
@@ -329,8 +319,7 @@ def mixing_rows(evaluations: pd.DataFrame) -> pd.DataFrame:
     for name, h in MIXING.items():
         if name in present:
             paired = values.loc[name][values.loc[name].index.intersection(values.loc[first].index)]
-            none = Interval(0.0, math.nan, math.nan)
-            found = none if name == first else paired_estimate(by_problem, name, first).interval()
+            found = NO_INTERVAL._replace(value=0.0) if name == first else paired_estimate(by_problem, name, first).interval()
             rows.append((name, h, paired.mean(), *found, len(paired), 4 * h, paper[name] - paper[first]))
     return as_table("study_mixing", rows)
 

@@ -10,9 +10,8 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,8 +27,7 @@ LABELS: dict[str, dict[str, str]] = {
 """`labels.csv` beside this file: the one name of everything that figures and documents show, by group, in its order."""
 
 
-@dataclass(frozen=True)
-class Schema:
+class Schema(NamedTuple):
     """Columns of one table, in file order."""
 
     notebook: str
@@ -273,14 +271,10 @@ def interval(value: float, low: float, high: float, form: str) -> str:
     return f"{bold}{value:+{form}}{bold} ({low:{form}} to {high:{form}})"
 
 
-CHANGED = ("steps", "caught")
-"""Metrics that the table holds as percent saved, shown as change with the other sign."""
-
-
 def _studied(row: Any) -> str:
     """One comparison with Holm's interval; with all runs at the limit of steps both differences are exactly zero."""
     value, low, high = row.difference, row.holm_low, row.holm_high
-    if row.metric in CHANGED:
+    if row.metric in ("steps", "caught"):  # the table holds percent saved
         if value == low == high == 0:
             return "not reached"
         value, low, high = -value, -high, -low

@@ -1,15 +1,6 @@
 """`python -m saerl_lib bench NAME`: speed and memory as ratios measured in one run; the last line is one JSON object.
 
-`encode`: floor, the same model's forward pass on the same token batch, cut at the hook, no logits; the obvious way, SAELens'
-dense `encode`, then pooling; also the peak of memory against the obvious way, and the padding of real texts.
-`plan`: from stored features to a plan on disk by the pipeline's own scorer, above `FEATURES_UP_TO` samples from stored scores.
-`grpo`: a step of the artifact's trainer, its log included, against TRL's own with its own generation, on one thread.
-`preparation`: reading prompts by the SAE beside ADARFT's rollouts of the same prompts (paper, section 5: 0.5 against 17.33
-H100-hours).
-`command`: wall clock and peak memory of any command, its child processes included.
-
-With `--publish` the numbers replace their rows in `figures/data/measurements.csv`, which the documents cite, and
-`preparation` its table preparation_cost.
+With `--publish` the numbers replace their rows in `figures/data/measurements.csv`, which the documents cite.
 """
 
 from __future__ import annotations
@@ -45,8 +36,7 @@ from saerl_lib.config import PlanConfig, Profile, PropertyConfig, get_profile, s
 from saerl_lib.data.answers import reward
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode import models
-from saerl_lib.encode.models import open_causal, open_reader
+from saerl_lib.encode.models import open_causal, open_reader, pick_device, token_batches, truncate
 from saerl_lib.encode.pool import pool_vectors, write_shard
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
@@ -68,9 +58,7 @@ FEATURES_UP_TO = 2_000_000
 """Features of more samples would fill the disk (4 KB a sample)."""
 Z_COLUMNS, METADATA_COLUMNS, GROUPS, CHUNK = 960, 26, 12, 8192
 LABELLED, NEGATIVES = 3000, 1500
-"""Samples beside the pool."""
 SCORES = ("sample_id", "cluster", "ranking", "raw", "length")
-"""Columns of the stored scores."""
 PARTS, PROMPTS = 5, 200
 """Of `bench preparation`: disjoint parts of the pool, and their prompts."""
 GRPO_STEPS, GRPO_REPEATS, GRPO_PROMPTS = 4, 3, 32
@@ -78,10 +66,7 @@ GRPO_STEPS, GRPO_REPEATS, GRPO_PROMPTS = 4, 3, 32
 
 
 def run_bench(name: str, samples: int, device: str | None = None, line: str | None = None, publish: bool = False) -> int:
-    """Entry of the command; `samples` is the pool size of `bench plan`, `device` is for `bench encode`, `line` of `command`.
-
-    Raises ValueError for an option that the benchmark does not have.
-    """
+    """Entry of the command. Raises ValueError for an option that the benchmark does not have."""
     for option, value, owner in (("device", device, "encode"), ("line", line, "command")):
         if value is not None and name != owner:
             raise ValueError(f"bench {name} has no --{option}; `bench {owner}` has one")
@@ -92,7 +77,7 @@ def run_bench(name: str, samples: int, device: str | None = None, line: str | No
     profile = get_profile("laptop")
     world = world_stage(profile)
     if name == "encode":
-        return report(name, device or "cpu", bench_encode(profile, world, models.pick_device(device or "cpu")), publish)
+        return report(name, device or "cpu", bench_encode(profile, world, pick_device(device or "cpu")), publish)
     if name == "grpo":
         return report(name, "one thread", bench_grpo(profile, world), publish)
     return report(name, f"{PARTS} x {PROMPTS} prompts", bench_preparation(profile, world, publish), publish)
@@ -144,8 +129,7 @@ def report(bench: str, of: str, rows: Rows, publish: bool) -> int:
     if publish:
         known, made = (paths.PUBLISHED / "measurements.csv").is_file(), provenance()
         old = read_table("measurements", paths.PUBLISHED) if known else as_table("measurements", [])
-        found = pd.DataFrame({"quantity": rows.keys(), "value": rows.values()})
-        found = found.assign(bench=bench, of=of, processor=made["processor"], commit=made["commit"])
+        found = as_table("measurements", [(bench, of, *row, made["processor"], made["commit"]) for row in rows.items()])
         kept = old[(old["bench"] != bench) | (old["of"] != of)]
         table = pd.concat([kept, found]).sort_values(["bench", "of"], kind="stable")
         print(f"written: {write_csv(table, 'measurements', paths.PUBLISHED)}")
@@ -176,9 +160,6 @@ def own_memory(process: psutil.Process) -> int:
         return 0
 
 
-# bench encode.
-
-
 @dataclass(frozen=True)
 class Shape:
     """A decoder, its SAEs and one batch; the defaults are Qwen3-1.7B cut at the paper's layer 27 of 28."""
@@ -193,6 +174,8 @@ class Shape:
     k: int = 50  # active latents a token
     samples: int = 4  # of the batch, half prompt and half solution
     tokens: int = 256  # of the batch
+    device: torch.device = CPU
+    precision: torch.dtype = torch.float32  # of model and SAEs
 
 
 PAPER = Shape()
@@ -200,29 +183,27 @@ PAPER_GPU = replace(PAPER, samples=64, tokens=4096)
 """256 tokens would leave a GPU idle; at 4,096 the obvious way still fits into 24 GB beside model and SAEs."""
 
 
-def shape_activations(
-    shape: Shape, device: torch.device = CPU, precision: torch.dtype = torch.float32
-) -> Callable[[], torch.Tensor]:
+def shape_activations(shape: Shape) -> Callable[[], torch.Tensor]:
     """The forward pass to [B, T, D] of a batch of equal samples, by random weights cut at the last block. The vocabulary is
     small, as embeddings cost no product."""
     torch.manual_seed(0)
-    with device:
-        model = models.truncate(Qwen3Model(Qwen3Config(
+    with shape.device:
+        model = truncate(Qwen3Model(Qwen3Config(
             vocab_size=512, max_position_embeddings=1024, hidden_size=shape.width, intermediate_size=shape.feed_forward,
             num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.key_value_heads,
             head_dim=shape.head_width,
         )), shape.layers)  # fmt: skip
     for weight in model.parameters():
-        weight.data = weight.data.to(precision)
+        weight.data = weight.data.to(shape.precision)
     ids = torch.randint(0, 512, (shape.samples, shape.tokens // shape.samples), generator=torch.Generator().manual_seed(0))
     return torch.inference_mode()(functools.partial(model, ids))
 
 
-def random_sae(latents: int, shape: Shape, device: torch.device = CPU, precision: torch.dtype = torch.float32) -> TopKSAE:
+def random_sae(latents: int, shape: Shape) -> TopKSAE:
     """A SAELens SAE with random weights."""
-    sae = TopKSAE(TopKSAEConfig(k=shape.k, d_in=shape.width, d_sae=latents, device=str(device)))
+    sae = TopKSAE(TopKSAEConfig(k=shape.k, d_in=shape.width, d_sae=latents, device=str(shape.device)))
     torch.nn.init.normal_(sae.W_enc, std=shape.width**-0.5)
-    return sae.to(dtype=precision).eval()
+    return sae.to(dtype=shape.precision).eval()
 
 
 def span_groups(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
@@ -238,15 +219,13 @@ def dense_way(sae: TopKSAE, vectors: torch.Tensor, spans: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def shape_ratios(
-    repeats: int = REPEATS, shape: Shape = PAPER, device: torch.device = CPU, precision: torch.dtype = torch.float32
-) -> Rows:
-    """Ratios for each F of `shape`, every part added to the same measured forward pass; model and SAEs in `precision`."""
-    forward_pass, spans = shape_activations(shape, device, precision), span_groups(shape)
+def shape_ratios(repeats: int, shape: Shape) -> Rows:
+    """Ratios for each F of `shape`, every part added to the same measured forward pass."""
+    forward_pass, spans = shape_activations(shape), span_groups(shape)
     vectors = torch.nn.functional.normalize(forward_pass().flatten(0, 1)) * shape.width**0.5
     rows: Rows = {}
     for latents in shape.latents:
-        top = random_sae(latents, shape, device, precision)
+        top = random_sae(latents, shape)
         works = {
             "forward": forward_pass,
             "product": lambda sae=top: sae.process_sae_in(vectors) @ sae.W_enc,
@@ -255,7 +234,7 @@ def shape_ratios(
         }
         for work in works.values():
             work()
-        timed = [{name: seconds(work, device) for name, work in works.items()} for _ in range(repeats)]
+        timed = [{name: seconds(work, shape.device) for name, work in works.items()} for _ in range(repeats)]
         found = pd.DataFrame(timed).median()  # run in turn, so that a slow moment of the machine hits all of them
         forward = found["forward"]
         rows |= {
@@ -280,35 +259,30 @@ def bench_encode(profile: Profile, world: Stage, device: torch.device = CPU) -> 
     """Padding of MATH (without `SAERL_DATA_DIR`: of the world's pool) and the paper's shape; on a CPU also the peak of memory, on
     a GPU the shape in bfloat16 too."""
     on_cpu = device.type == "cpu"
-    shape = PAPER if on_cpu else PAPER_GPU
+    shape = PAPER if on_cpu else replace(PAPER_GPU, device=device)
     encoder, folder = open_reader(profile.reader), paths.shared_data_dir()
     samples = load_labelled(folder / "math_train.jsonl.gz").samples if folder else load_split(world, "pool")
-    batches = list(models.token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.max_tokens))
+    batches = list(token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.max_tokens))
     rows = {"padded_to_real_tokens": sum(b.ids.numel() for b in batches) / sum(int(b.real.sum()) for b in batches)}
-    rows |= shape_ratios(REPEATS, shape, device)
+    rows |= shape_ratios(REPEATS, shape)
     largest = max(shape.latents)
     rows["paper_shape_tokens_per_s"] = shape.tokens / (rows[f"forward_s_{largest}"] * rows[f"all_to_forward_{largest}"])
     if on_cpu:
         return rows | in_fresh_process(encode_peaks)
     print(f"device {torch.cuda.get_device_name(device)}")
-    half = shape_ratios(REPEATS, shape, device, torch.bfloat16)
+    half = shape_ratios(REPEATS, replace(shape, precision=torch.bfloat16))
     return rows | {f"bf16_{name}": value for name, value in half.items()}
-
-
-# bench plan.
 
 
 def bench_plan(samples: int) -> Rows:
     """Draw `samples` prompts (not timed) and time the way to the plan. Raises ValueError for fewer samples than a batch."""
     if samples < PLAN.prompts_per_step:
         raise ValueError(f"samples={samples} fill no batch of {PLAN.prompts_per_step}: pass --samples with more")
-    few = samples <= FEATURES_UP_TO
-    draw, work = (write_features, plan_from_features) if few else (write_scores, plan_from_scores)
+    draw, work = (write_features, plan_from_features) if samples <= FEATURES_UP_TO else (write_scores, plan_from_scores)
     with tempfile.TemporaryDirectory(prefix="saerl-bench-") as name:
         draw(Path(name), samples)
         rows = in_fresh_process(work, Path(name))
-    total = sum(value for key, value in rows.items() if key.endswith("_s") and key != "processor_s")
-    return rows | {"total_s": total}
+    return rows | {"total_s": sum(value for key, value in rows.items() if key.endswith("_s") and key != "processor_s")}
 
 
 def plan_from_features(folder: Path) -> Rows:
@@ -371,14 +345,9 @@ def write_features(folder: Path, samples: int) -> None:
             np.save(folder / "difficulty.npy", 5 + phi[:, :Z_COLUMNS] @ weight + rng.normal(size=n) + 0.1 * phi[:, Z_COLUMNS])
 
 
-# bench preparation.
-
-
 def bench_preparation(profile: Profile, world: Stage, publish: bool) -> Rows:
-    """Encode parts of the pool (prompt and solution, all pooled latents stored) and roll them out: the means.
-
-    `publish` writes the table preparation_cost: part, prompts, rollouts, encode_s, rollouts_s, saved (percent of rollouts_s).
-    """
+    """Means over parts of the pool, encoded with all pooled latents stored, then rolled out (paper, section 5: 0.5 against 17.33
+    H100-hours). `publish` writes the table preparation_cost, whose `saved` is in percent of rollouts_s."""
     samples, encoder = load_split(world, "pool"), open_reader(profile.reader)
     policy, rows = Sampler(*open_causal(FOLDER)), []
     with tempfile.TemporaryDirectory() as folder:
@@ -393,9 +362,6 @@ def bench_preparation(profile: Profile, world: Stage, publish: bool) -> Rows:
         print(f"written: {write_csv(table, 'preparation_cost', paths.PUBLISHED)}")
     mean = table[["encode_s", "rollouts_s", "saved"]].mean()
     return {**mean.to_dict(), "ratio_rollouts_to_encoding": mean["rollouts_s"] / mean["encode_s"]}
-
-
-# bench grpo.
 
 
 def bench_trainer(profile: Profile, samples: list[Sample], folder: Path, own: bool) -> Any:

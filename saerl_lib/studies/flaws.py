@@ -4,14 +4,8 @@ The paper's filter predicts the source and asks no further. Larger scores mean m
 below 0.5 is a finding. Probes of flaws are trained on labelled samples outside the pool: an upper reference.
 
 SelfReg (arXiv 2502.14133) penalises a classifier that leans on unintended SAE latents. Here metadata (lengths, counts, shares of
-signs) say what is unintended: a column of z counts as tied by the R^2 with which they explain it. Three suppressions, fitted on
-training samples alone, have random twins:
-
-- scaled: standardised columns times 1 - R^2, which raises the penalty on tied columns;
-- dropped: the half of the columns with the largest R^2 is set to zero;
-- residual: the linear prediction from metadata is taken away from each column.
-
-Metadata also hold what a problem is about, so the fall is an upper bound on what style alone carried.
+signs) say what is unintended: a column of z counts as tied by the R^2 with which they explain it. Metadata also hold what
+a problem is about, so the fall is an upper bound on what style alone carried.
 Axes: N samples, D features, M metadata.
 """
 
@@ -40,11 +34,8 @@ from saerl_lib.properties.scorer import Scorer, difficulty_stage, load_scorer
 from saerl_lib.report.statistics import Interval, bootstrap_weights, rank_metrics, weighted_interval
 
 FLAW_COLUMNS = ["dataset", "pool", "flaw", "score", "metric", "value", "ci_low", "ci_high", "n_flawed", "n_sound"]
-SELFREG_COLUMNS = ["dataset", "target", "variant", "metric", "value", "ci_low", "ci_high", "n_test"]
 PENALTIES = (1e-4, 1e-3, 1e-2)
 """Grid of alpha for probes of flaws, whatever they read; one held-out fold chooses (ours)."""
-ANY = "any"
-"""Name of "a flaw of whatever kind" in the column `flaw`."""
 BUCKETS = 10_000
 """Hash buckets (DSIR, section 4)."""
 READ_WHOLE = 1_000
@@ -128,22 +119,21 @@ def flaw_table(
     config: PropertyConfig, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
     """Rows of filter_flaws.csv for suspicion scores [N] by name and kinds of flaw [N], '' when sound. `pools` maps a name to a
-    mask [N]. roc_auc and average_precision set one kind against the sound samples; the score `chance` states what a random order
-    gives. Intervals resample samples of the pool, the same resamples for every score."""
+    mask [N]. roc_auc and average_precision set one kind, or `any`, against the sound samples; the score `chance` states what a
+    random order gives. Intervals resample samples of the pool, the same resamples for every score."""
     kinds, rows = np.asarray(flaw, dtype=str), []
     for pool, mask in pools.items():
         inside = kinds[np.asarray(mask, dtype=bool)]
         sound = inside == ""
         weights = bootstrap_weights(len(inside), config.bootstrap_samples, sub_seed(seed, f"flaws {pool}"))
-        for kind in (ANY, *sorted(set(inside[~sound]))):
-            positive = ~sound if kind == ANY else inside == kind
+        for kind in ("any", *sorted(set(inside[~sound]))):
+            positive = ~sound if kind == "any" else inside == kind
             compared = positive | sound
             label, counts = (dataset, pool, kind), (int(positive.sum()), int(sound.sum()))
             chance = {"roc_auc": 0.5, "average_precision": positive.sum() / compared.sum()}
             rows += [(*label, "chance", metric, value, np.nan, np.nan, *counts) for metric, value in chance.items()]
             for name, values in scores.items():
-                values = np.asarray(values, dtype=float)[mask]
-                found = rank_metrics(values[compared], positive[compared], weights[:, compared])
+                found = rank_metrics(values[mask][compared], positive[compared], weights[:, compared])
                 rows += [(*label, name, metric, *estimate, *counts) for metric, estimate in found.items()]
     return pd.DataFrame(rows, columns=FLAW_COLUMNS)
 
@@ -173,21 +163,20 @@ def _regression(points: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.
     return coefficients, np.clip(adjusted, 0.0, 1.0)
 
 
-def suppressed_views(
-    train_z: np.ndarray, train_metadata: np.ndarray, test_z: np.ndarray, test_metadata: np.ndarray, seed: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """variant -> (training features, test features), standardised on the training samples. `dropped` sets the half of the
-    columns with the largest R^2 to zero, the later ones among equals. `scaled_random` and `dropped_random` treat randomly chosen
+def suppressed_views(train: FlawData, test: FlawData, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """variant -> (training features, test features), standardised on the training samples. `scaled`: columns times 1 - R^2, which
+    raises the penalty on tied ones; `dropped`: the half with the largest R^2 is set to zero, the later ones among equals;
+    `residual`: the linear prediction from metadata is taken away. `scaled_random` and `dropped_random` treat randomly chosen
     columns so; `residual_random` takes away the prediction from as many random projections of z as there are metadata features.
     There must be more training samples than of these."""
-    plain, metadata = _standardised(train_z, test_z), _standardised(train_metadata, test_metadata)
+    plain, metadata = _standardised(train.z, test.z), _standardised(train.metadata, test.metadata)
     rng = np.random.default_rng(seed)
     slopes, explained = _regression(plain[0], metadata[0])
     rank = np.argsort(np.argsort(explained, kind="stable"), kind="stable")
     untied = rank < round(len(rank) / 2)
     factors = {"scaled": 1.0 - explained, "scaled_random": 1.0 - rng.permutation(explained)}
     factors |= {"dropped": untied, "dropped_random": rng.permutation(untied)}
-    directions = rng.normal(size=(train_z.shape[1], train_metadata.shape[1]))
+    directions = rng.normal(size=(train.z.shape[1], train.metadata.shape[1]))
     random = _standardised(*(z @ directions for z in plain))
     random_slopes, _ = _regression(plain[0], random[0])
     return {
@@ -225,7 +214,7 @@ def selfreg_table(
             found = rank_metrics(inside, target.labels[target.mask], weights)
             found["spearman_length"] = _spearman(inside, length[target.mask], weights)
             rows += [(dataset, name, variant, metric, *estimate, n) for metric, estimate in found.items()]
-    return pd.DataFrame(rows, columns=SELFREG_COLUMNS)
+    return pd.DataFrame(rows, columns=["dataset", "target", "variant", "metric", "value", "ci_low", "ci_high", "n_test"])
 
 
 def pool_scores(
@@ -234,7 +223,6 @@ def pool_scores(
     """score -> [N pool] suspicion: the paper's source probe, surprise, lengths of the sides, and `common_scores`.
     `source_membership`, the true source, is what a perfect source probe would say: any excess over chance is no knowledge of
     flaws."""
-    assert scorer.quality is not None  # the world's has one
     surprise = measure_surprise([s.prompt for s in samples], [s.solution for s in samples], *open_causal(profile.reader.model))
     return {
         "source_membership": np.array([s.source == "parent" for s in samples], dtype=float),
@@ -257,10 +245,10 @@ def selfreg_rows(profile: Profile, target: FlawData, parent: FlawData, pool: Fla
     length = np.array([len(text) for text in pool.texts], dtype=float)
     everything = np.ones(len(length), dtype=bool)
     named = {"dataset": "world", "config": profile.properties, "seed": seed}
-    views = suppressed_views(z, metadata, pool.z, pool.metadata, seed)
+    views = suppressed_views(target._replace(z=z, metadata=metadata), pool, seed)
     targets = {"source": Target(~in_parent, everything), "flaw by source probe": Target(pool.flawed, in_parent, sign=-1.0)}
     source = selfreg_table(views, is_target, targets, length, **named)
-    views = suppressed_views(parent.z, parent.metadata, pool.z, pool.metadata, seed)
+    views = suppressed_views(parent, pool, seed)
     flaws = selfreg_table(views, parent.flawed, {"flaw": Target(pool.flawed, in_parent)}, length, **named)
     return pd.concat([source, flaws], ignore_index=True)
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,19 +44,11 @@ from saerl_lib.train.sampler import encode_prompts, log_probabilities, sample_gr
 
 HALVES = 2
 """Independent groups a prompt: products between them carry no rollout noise (ours)."""
-DEVIATION_FLOOR = 1e-4
-"""Added to a group's standard deviation, as TRL does."""
-GRAM_BLOCK = 65_536
-"""Parameters of one product in float32; blocks are summed in float64."""
-COHERENCE_COLUMNS = ["grouping", "relation", "value", "ci_low", "ci_high", "n", "n_zero"]
-DISTANCE_COLUMNS = ["space", "measure", "spearman", "ci_low", "ci_high", "n_pairs", "n_prompts"]
 THEORY_COLUMNS = [
     "cluster_c", "cluster_d", "n_c", "n_d", "bias2", "variance", "A", "A_low", "A_high", "C", "C_low", "C_high",
     "rho_star", "ci_low", "ci_high", "rho_h", "mse_change_at_h", "change_low", "change_high",
     "random_change", "random_low", "random_high",
 ]  # fmt: skip
-MEAN = "mean"
-"""A partner, or a cluster, drawn by its share of the pool."""
 
 class GradientGram(NamedTuple):
     """Inner products of the gradients of N prompts, [2 N, 2 N] float64: row h N + i is half h of prompt i, zero where a group has
@@ -83,13 +74,13 @@ class GradientGram(NamedTuple):
 
 
 def advantages(rewards: np.ndarray) -> np.ndarray:
-    """Group-normalised advantages of rewards [..., G], zero where a group's rewards are all equal.
+    """Group-normalised advantages of rewards [..., G], zero where all are equal; 1e-4 is added to the deviation, as TRL does.
 
     >>> advantages(np.array([1.0, 0.0, 0.0, 0.0])).round(2).tolist()
     [1.5, -0.5, -0.5, -0.5]
     """
     deviation = rewards.std(axis=-1, ddof=1, keepdims=True)
-    return (rewards - rewards.mean(axis=-1, keepdims=True)) / (deviation + DEVIATION_FLOOR)
+    return (rewards - rewards.mean(axis=-1, keepdims=True)) / (deviation + 1e-4)
 
 
 def group_loss(
@@ -123,15 +114,14 @@ def measure_gradients(
         completions = drawn.ids[i * rows + h * g : i * rows + (h + 1) * g]
         gradients[row] = flat_gradient(model, group_loss(model, ids[i], completions, weights[i, h], train.temperature))
     total = torch.zeros(len(places), len(places), dtype=torch.float64)
-    for block in gradients.split(GRAM_BLOCK, dim=1):
+    for block in gradients.split(65_536, dim=1):  # products in float32, summed in float64
         total += (block @ block.T).double()
     products, where = np.zeros((HALVES * n, HALVES * n)), np.array([h * n + i for h, i in places], dtype=int)
     products[np.ix_(where, where)] = ((total + total.T) / 2).numpy()
     return GradientGram(products, pass_rate)
 
 
-@dataclass(frozen=True)
-class Moments:
+class Moments(NamedTuple):
     """First and second moments of the gradients of K groups, without bias; NaN for a group of fewer than two prompts."""
 
     products: np.ndarray
@@ -199,15 +189,14 @@ def coherence_table(
     found += [("random", "random", pool["within"]), ("random", "halves", pool["halves"])]
     zero = int(gram.zero.all(axis=1).sum())
     rows = [(*names, *weighted_interval(values), n, zero) for *names, values in found]
-    return pd.DataFrame(rows, columns=COHERENCE_COLUMNS)
+    return pd.DataFrame(rows, columns=["grouping", "relation", "value", "ci_low", "ci_high", "n", "n_zero"])
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray, use: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Spearman rho [S] of two distances [N, N] over the pairs p < q of prompts `use` [N]; resamples keep the ranks."""
     pairs = np.triu(np.outer(use, use), k=1)
     x, y = np.zeros(first.shape), np.zeros(first.shape)
-    x[pairs], y[pairs] = rankdata(first[pairs]), rankdata(second[pairs])
-    x[pairs], y[pairs] = x[pairs] - x[pairs].mean(), y[pairs] - y[pairs].mean()
+    x[pairs], y[pairs] = (rankdata(distance[pairs]) - (pairs.sum() + 1) / 2 for distance in (first, second))
     # sums over pairs of w_p w_q m_pq, one a resample
     total, *sums = (((weights @ m) * weights).sum(axis=1) for m in (pairs.astype(float), x, y, x * x, y * y, x * y))
     mean_x, mean_y, xx, yy, xy = (one / total for one in sums)
@@ -241,7 +230,7 @@ def distance_table(gram: GradientGram, spaces: Mapping[str, np.ndarray], samples
         for name, one, other, mask in [*compared, ("gradient, other rollouts", first[measure], second[measure], sure)]:
             values, count = weighted_interval(rank_correlation(one, other, mask, weights)), int(mask.sum())
             rows.append((name, measure, *values, count * (count - 1) // 2, count))
-    return pd.DataFrame(rows, columns=DISTANCE_COLUMNS)
+    return pd.DataFrame(rows, columns=["space", "measure", "spearman", "ci_low", "ci_high", "n_pairs", "n_prompts"])
 
 
 class MixingTerms(NamedTuple):
@@ -299,9 +288,9 @@ def mixing_table(
     mean_a, mean_c = (np.stack([x[:, i] @ partner[i] for i in every], axis=1) for x in (a, c))
     cases = [(names[i], names[j], counts[i], counts[j], a[:, i, j], c[:, i, j], bias2[:, i], variance[:, i])
              for i in every for j in every if i != j]  # fmt: skip
-    cases += [(names[i], MEAN, counts[i], total - counts[i], mean_a[:, i], mean_c[:, i], bias2[:, i], variance[:, i])
+    cases += [(names[i], "mean", counts[i], total - counts[i], mean_a[:, i], mean_c[:, i], bias2[:, i], variance[:, i])
               for i in every]  # fmt: skip
-    cases.append((MEAN, MEAN, total, total, *(x @ shares for x in (mean_a, mean_c, bias2, variance))))
+    cases.append(("mean", "mean", total, total, *(x @ shares for x in (mean_a, mean_c, bias2, variance))))
     rows, rho_h = [], swapped_per_batch / prompts_per_step
     for one, other, n_one, n_other, slope, bend, bias, spread in cases:
         start = bias + spread
@@ -375,8 +364,7 @@ def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty:
             "zero_variance": zero_variance_table(clusters, gram.pass_rate),
         }
 
-    train = to_dict(profile.train)
-    train.pop("seeds")
+    train = {name: value for name, value in to_dict(profile.train).items() if name != "seeds"}
     config = {"prompts": profile.gradient_prompts, "resamples": resamples, "train": train,
               "plan": to_dict(profile.plan), "seed": profile.seed}  # fmt: skip
     return get_or_compute(profile, "gradients", config, compute, (world, features, difficulty, quality))

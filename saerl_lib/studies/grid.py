@@ -2,8 +2,8 @@
 
 Runs go by question, then by seed, so that a part that ends early holds whole seeds and its differences stay paired; a killed
 grid goes on where it was. A finished run leaves a record of some kilobytes; those of `figures/data/runs` are committed and
-stand for their runs, so that the study goes on on another machine. A profile with a study trains what is unfinished and writes
-its tables; every other profile shows the committed ones of `figures/data`.
+stand for their runs, so that the study goes on on another machine. A profile with a study trains what is unfinished; every other
+profile shows the committed tables of `figures/data`.
 """
 
 from __future__ import annotations
@@ -62,8 +62,6 @@ ENGINE = 1
 QUESTIONS = (("paper",), ("online",), ("update",), ("ablation", "mixing", "batch", "filter"), ("control",), ("rival", "user"),
              (REAL,))  # fmt: skip
 """Groups of arms in the order in which their questions are answered: the paper's method against a random order first."""
-REAL_PROMPTS = 324
-"""Prompts of the real model's pool: 1.12 passes are 60 steps of 6."""
 REAL_TRAIN = replace(LIVE, eval_every_steps=10, eval_samples_small=1, eval_samples_full=1, checkpoint_every_steps=20)
 """As notebook 07 trains it; judged by one answer a problem, since a right answer of a chat model has many texts."""
 
@@ -94,7 +92,7 @@ def profile_of(profile: Profile, arm: Arm) -> Profile:
         world = replace(profile.world, problems="target", noisy_pool_samples=samples)
         return replace(own, pool_samples=samples, train_steps=profile.steps, world=world)
     problems = profile.world.eval_problems_small
-    samples = min(REAL_PROMPTS, profile.pool_samples // LIVE_PROMPTS * LIVE_PROMPTS)
+    samples = min(324, profile.pool_samples // LIVE_PROMPTS * LIVE_PROMPTS)  # 1.12 passes are 60 steps of 6
     world = replace(
         profile.world, problems="short", noisy_pool_samples=round(samples / TARGET_SHARE), test_samples=60, rated_prompts=160,
         contest_train_samples=16, contest_test_samples=34, step_labelled_samples=64, eval_problems_full=problems,
@@ -122,8 +120,7 @@ def arm_plan(arm: Arm, pool: ArmPool, config: PlanConfig, steps: int, seed: int,
     """
     sized = scaled(config, arm.batch_factor) if arm.batch_factor > 1 else config
     steps = min(steps, steps_of(len(pool.table), config.prompts_per_step))  # in small a pool holds less than the profile's
-    setting = ArmSetting(sized, steps // arm.batch_factor, seed, draw)
-    found = arm.order(pool, setting)  # type: ignore[misc]
+    found = arm.order(pool, ArmSetting(sized, steps // arm.batch_factor, seed, draw))  # type: ignore[misc]
     if isinstance(found, BatchPlan):
         return found
     rows, b = np.asarray(found), sized.prompts_per_step
@@ -167,8 +164,7 @@ def judged_by(profile: Profile) -> tuple[str, ...]:
 
 
 def protocol(profile: Profile, arm: Arm, seed: int, arms_file: Path | None = None) -> str:
-    """Hash of what a record shares with the run that it stands for: arm, matched seed, settings, pool, evaluations, policy and
-    engine.
+    """Hash of what a record shares with the run that it stands for.
 
     Not the plan, which may differ in its last digits between processors, but all that it is made by; nor the code.
     """
@@ -320,22 +316,16 @@ def chosen_arms(names: Sequence[str], arms_file: Path | None = None) -> list[Arm
     return [find_arm(name, arms_file) for name in names] or list(all_arms(arms_file).values())
 
 
-# The tables.
-
-
-def study_tables(
-    found: Mapping[str, pd.DataFrame], profile: Profile, arms: Mapping[str, Arm] | None = None
-) -> dict[str, pd.DataFrame]:
-    """Every table of `TABLES` from evaluations, curve, budget and provenance of the finished runs of `arms` (None: all).
+def study_tables(found: Mapping[str, pd.DataFrame], profile: Profile, arms: Mapping[str, Arm]) -> dict[str, pd.DataFrame]:
+    """Every table of `TABLES` from evaluations, curve, budget and provenance of the finished runs of `arms`.
 
     A real model's runs are judged by problems of their own, so their rows are made apart.
     """
-    known = dict(arms or all_arms())
     real = {name: table["arm"].map(variant_of) == REAL for name, table in found.items()}
-    tables = _tables({name: table[~real[name]] for name, table in found.items()}, profile, known)
+    tables = _tables({name: table[~real[name]] for name, table in found.items()}, profile, arms)
     if real["budget"].any():
         own = profile_of(profile, find_arm(f"{study.BASELINE}_{REAL}"))
-        more = _tables({name: table[real[name]] for name, table in found.items()}, own, known)
+        more = _tables({name: table[real[name]] for name, table in found.items()}, own, arms)
         for name in set(TABLES) - {"study_paper_tables", "study_mixing"}:
             tables[name] = pd.concat([tables[name], more[name]], ignore_index=True)
     return tables
@@ -363,15 +353,14 @@ def _tables(found: Mapping[str, pd.DataFrame], profile: Profile, known: Mapping[
     }
 
 
-def collect_study(
-    profile: Profile, arms: Mapping[str, Arm], chosen: Sequence[Arm] = (), arms_file: Path | None = None
-) -> None:
+def collect_study(profile: Profile, chosen: Sequence[Arm] = (), arms_file: Path | None = None) -> None:
     """Write the tables of all runs of the `chosen` arms (none: all) with a record into the profile's own folder, a table that
     waits for other arms without rows.
 
     None without a record of `grpo`. Says which runs have no record, and where the tables lie.
     """
-    folder, cells = paths.figure_data_dir(profile.name), cells_of(profile, chosen or list(arms.values()))
+    folder, arms = paths.figure_data_dir(profile.name), all_arms(arms_file)
+    cells = cells_of(profile, chosen or list(arms.values()))
     known = records(profile, cells, arms_file)
     missing = [name for name in (run_name(*cell) for cell in cells) if name not in known]
     if missing:
@@ -412,12 +401,11 @@ def train_study(profile: Profile) -> pd.DataFrame:
     """
     if profile.study is not None:
         failed = run_grid(profile, cells_of(profile, chosen_arms([])))
-        collect_study(profile, all_arms())
+        collect_study(profile)
         if failed:
             raise ArtifactError(f"{len(failed)} runs of the study failed, first {next(iter(failed.values()))}")
     made = study_table(profile, "study_provenance").groupby("arm", sort=False)
-    columns = ["training_s", "evaluation_s", "peak_memory_mb"]
-    return made[columns].mean().round(0).assign(runs=made.size()).reset_index()
+    return made[["training_s", "evaluation_s", "peak_memory_mb"]].mean().round(0).assign(runs=made.size()).reset_index()
 
 
 def open_study(profile: Profile) -> dict[str, pd.DataFrame]:
@@ -434,9 +422,8 @@ def run_study(
 ) -> int:  # fmt: skip
     """`grid`: run what is unfinished of the chosen arms and seeds, or `list` the arms.
 
-    The runs are spread over this machine's cores, or over the Ray cluster at the address `ray`. The tables of all finished runs
-    go to the profile's own folder, in small those of the chosen arms; without a run of `grpo` there are none. With `again` runs
-    that are committed are trained here too, and it says how they differ. Raises ArtifactError when a run failed.
+    Then the tables of all finished runs (`collect_study`), in small those of the chosen arms. With `again` committed runs are
+    trained here too, and it says how they differ. Raises ArtifactError when a run failed.
     """
     everything = chosen_arms([], arms_from)
     if list:
@@ -468,7 +455,7 @@ def run_study(
         print(f"{name}: {difference(path, paths.PUBLISHED / RUNS / path.name)}")
     for name, log in failed.items():
         print(f"\n{name}\n{log}")
-    collect_study(chosen, all_arms(arms_from), everything, arms_from)
+    collect_study(chosen, everything, arms_from)
     if failed:
         raise ArtifactError(f"{len(failed)} runs failed; the same command runs them again")
     return 0

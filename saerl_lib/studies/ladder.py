@@ -7,11 +7,11 @@ rows alone.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -59,12 +59,9 @@ RULE_TASKS = (("math_test", "subject"), ("math_test", "difficulty_level"), ("dee
 """Real tasks on which the rules of the retained set are compared."""
 REPRESENTATION = ["dataset", "choice", "option", "target", "metric", "value", "ci_low", "ci_high", "cross_validated", "n_train",
                   "n_test", "shared_with_default"]  # fmt: skip
-"""Columns of representation.csv."""
-WORLD_SPLITS = ("labelled", "test", "contest_train", "contest_test", "step_labelled")
 
 
-@dataclass(frozen=True)
-class FeatureSet:
+class FeatureSet(NamedTuple):
     """One rung of the ladder for one task."""
 
     name: str
@@ -132,9 +129,7 @@ def _filled(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def predict(task: Task, features: FeatureSet, seed: int) -> np.ndarray:
     """Test predictions [n_test]: a topic, a difficulty, a probability of "true", or a quality."""
-    y = task.y_train
-    if features.shuffled:
-        y = shuffled(y, sub_seed(seed, f"shuffle-{features.seed}"))
+    y = shuffled(task.y_train, sub_seed(seed, f"shuffle-{features.seed}")) if features.shuffled else task.y_train
     with threadpool_limits(1):
         if task.kind in ("topic", "binary"):
             probe = fit_topic_probe(features.train, y, seed, features.standardise)
@@ -174,20 +169,14 @@ def ladder_reader(profile: Profile) -> ReaderConfig:
     folder = paths.sae_dir()
     trained = [(name, str(folder / name)) for name in VARIANTS if (folder / name / "cfg.json").is_file()]
     others = ((UNTRAINED_SAE, "untrained@0"), *(trained if profile.reader.sae == SHIPPED else ()))
-    return dataclasses.replace(profile.reader, others=others, dense=True)
+    return replace(profile.reader, others=others, dense=True)
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Samples that some tasks share; they are read once."""
 
     name: str
     tasks: tuple[Task, ...]
-
-    @property
-    def samples(self) -> list[Sample]:
-        """Every sample once, in the order of the tasks."""
-        return list({s.id: s for task in self.tasks for s in (*task.train, *task.test)}.values())
 
     def training(self, profile: Profile) -> tuple[list[Sample], np.ndarray]:
         """What latents are chosen on: `max_train` training samples by hash of the first task with numbers, and labels; where all
@@ -198,8 +187,9 @@ class Group:
         return [task.train[i] for i in order], labels[order]
 
     def stage(self, profile: Profile) -> Stage:
-        """shard-*.safetensors below `store`: the samples, read by `ladder_reader`."""
-        return read_stage(profile, self.name, self.samples, ladder_reader(profile))
+        """shard-*.safetensors below `store`: every sample once, in the order of the tasks, read by `ladder_reader`."""
+        samples = list({s.id: s for task in self.tasks for s in (*task.train, *task.test)}.values())
+        return read_stage(profile, self.name, samples, ladder_reader(profile))
 
     def store(self, profile: Profile) -> Store:
         """The store of the stage."""
@@ -225,7 +215,7 @@ def blocks_of(stores: Sequence[Store], reader: ReaderConfig, retained: Callable[
     """What the ladder reads of some stores in a row: of every SAE its retained latents, of the first two all, and dense ones."""
     ids, found = [name for store in stores for name in store.ids], {}
     for name in reader.sources:
-        own = [dataclasses.replace(store, name=name) for store in stores]
+        own = [replace(store, name=name) for store in stores]
         chosen = retained(own[0])
         found[name] = (ids, np.concatenate([store.select(chosen) for store in own]))
         if name in (MAIN, UNTRAINED_SAE):
@@ -235,30 +225,28 @@ def blocks_of(stores: Sequence[Store], reader: ReaderConfig, retained: Callable[
     return found
 
 
-def _ladder_stage(
-    profile: Profile, group: str, tasks: Sequence[Task], blocks: Callable[[], Blocks], inputs: tuple[Stage, ...]
-) -> Stage:
+def _ladder_stage(profile: Profile, group: Group, blocks: Callable[[], Blocks], inputs: tuple[Stage, ...]) -> Stage:
     """ladder.parquet and pairs.parquet of a group."""
 
     def compute(_: Path) -> dict[str, pd.DataFrame]:
-        return dict(zip(("ladder", "pairs"), ladder(tasks, blocks(), profile.properties, profile.seed), strict=True))
+        return dict(zip(("ladder", "pairs"), ladder(group.tasks, blocks(), profile.properties, profile.seed), strict=True))
 
     read = [[t.dataset, t.target, t.with_solution, *([s.id for s in side] for side in (t.train, t.test)), t.y_train.tolist(),
-             t.y_test.tolist()] for t in tasks]  # fmt: skip
+             t.y_test.tolist()] for t in group.tasks]  # fmt: skip
     config = {"properties": to_dict(profile.properties), "tasks": content_hash(read), "seed": profile.seed}
-    return get_or_compute(profile, f"ladder_{group}", config, compute, inputs)
+    return get_or_compute(profile, f"ladder_{group.name}", config, compute, inputs)
 
 
 def world_ladder_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
     """The ladder on the splits of the data stage, a world's or published ones; retained sets are chosen on L."""
-    splits = {name: load_split(world, name) for name in splits_of(world) if name in WORLD_SPLITS}
-    tasks = probes.split_tasks(splits, "world" if profile.world else "published")
+    splits = {name: load_split(world, name) for name in splits_of(world) if name not in ("filter_negatives", "pool")}
+    group = Group("world", tuple(probes.split_tasks(splits, "world" if profile.world else "published")))
 
     def blocks() -> Blocks:
         stores = [Store(store.path(name)) for name in splits]
         return blocks_of(stores, profile.reader, lambda own: retained_of(profile, own, splits["labelled"]))
 
-    return _ladder_stage(profile, "world", tasks, blocks, (world, store))
+    return _ladder_stage(profile, group, blocks, (world, store))
 
 
 def has_real_data(profile: Profile) -> bool:
@@ -269,11 +257,10 @@ def has_real_data(profile: Profile) -> bool:
 def full_ladder(profile: Profile, world_ladder: Stage) -> dict[str, pd.DataFrame]:
     """Rows of probe_ladder.csv and ladder_pairs.csv: the world's, and the real sets' where they lie, else as published."""
     groups = real_groups(profile).values() if has_real_data(profile) else ()
-    stages = [world_ladder, *(_ladder_stage(profile, g.name, g.tasks, functools.partial(g.blocks, profile), (g.stage(profile),))
+    stages = [world_ladder, *(_ladder_stage(profile, g, functools.partial(g.blocks, profile), (g.stage(profile),))
                               for g in groups)]  # fmt: skip
-    parts = {name: pd.concat([pd.read_parquet(stage.path(file)) for stage in stages], ignore_index=True)
-             for name, file in (("probe_ladder", "ladder.parquet"), ("ladder_pairs", "pairs.parquet"))}  # fmt: skip
-    return {name: with_real_rows(table, name) for name, table in parts.items()}
+    return {name: with_real_rows(pd.concat([pd.read_parquet(stage.path(file)) for stage in stages], ignore_index=True), name)
+            for name, file in (("probe_ladder", "ladder.parquet"), ("ladder_pairs", "pairs.parquet"))}  # fmt: skip
 
 
 def with_real_rows(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -324,7 +311,7 @@ def rule_rows(tasks: Sequence[Task], stores: Sequence[Store], training: Sequence
                 own = stores[0].select(retained_of(profile, stores[0], sides[0], rule)) if rule in LABELLED else z
                 own = own if task.with_solution else own[:, : own.shape[1] // 2]
                 features = FeatureSet(MAIN, *_filled(*(own[[place[s.id] for s in side]] for side in sides)))
-                predicted[test] = predict(dataclasses.replace(task, y_train=task.y_train[train]), features, profile.seed)
+                predicted[test] = predict(replace(task, y_train=task.y_train[train]), features, profile.seed)
             score = metric(task.kind, predicted[kept], task.y_train[kept]) if enough else np.nan
             found.append(read_by(task, (ids, z), profile).assign(**shared, cross_validated=score))
     return found
@@ -343,7 +330,7 @@ def representation_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
         found = rule_rows((topic, both), stores, splits["labelled"], profile)
         chosen = retained_of(profile, stores[0], splits["labelled"])
         block = [s.id for samples in splits.values() for s in samples], np.concatenate([part.select(chosen) for part in stores])
-        prompt = dataclasses.replace(both, with_solution=False)
+        prompt = replace(both, with_solution=False)
         for option, task, features in (("prompt and solution", both, MAIN), ("prompt only", prompt, MAIN),
                                        ("phi, prompt and solution", both, "sae+metadata"),
                                        ("phi, prompt only", prompt, "sae+metadata")):  # fmt: skip

@@ -44,18 +44,17 @@ from saerl_lib.world.sources import corpus_texts, draw_world
 SHARES = {"math_train": 5000, "gsm8k_train": 4000, "deepmath_18k": 4000, "deepscaler_pass_rate": 5000}
 """Real set -> samples of the corpus at most, by the hash of their question; 3.1 million tokens."""
 WORLD_SAMPLES = 3000
-"""Texts of the embedded world."""
 PART = 512
 """Samples whose activations lie in one file."""
 SHORT = replace(SHIPPED_SAE, tokens=500_000)
 """Of the variants, which are compared with each other."""
 *SEEDS, FROZEN = VARIANTS
-TRAININGS: dict[str, tuple[dict[str, int], str]] = {
-    **{name: ({"seed": seed}, "trained") for seed, name in enumerate(SEEDS)},
-    FROZEN: ({}, "frozen_decoder"),
-    **{f"sae_k{k}": ({"k": k}, "trained") for k in (8, 16, 64, 128)},
+TRAININGS: dict[str, dict[str, int]] = {
+    **{name: {"seed": seed} for seed, name in enumerate(SEEDS)},
+    FROZEN: {},
+    **{f"sae_k{k}": {"k": k} for k in (8, 16, 64, 128)},
 }
-"""Folder below `artifacts/sae` -> what differs from `SHORT`, and the kind of training."""
+"""Folder below `artifacts/sae` -> what differs from `SHORT`."""
 
 
 def corpus(config: LadderConfig) -> dict[str, list[Sample]]:
@@ -129,13 +128,8 @@ def train_variants(profile: Profile) -> None:
     todo = {name: path for name in TRAININGS if not ((path := paths.sae_dir() / name) / "cfg.json").is_file()}
     _, vectors = corpus_vectors(profile) if todo else (0, torch.empty(0))
     for name, path in todo.items():
-        changes, kind = TRAININGS[name]
-        train_sae(vectors, replace(SHORT, **changes), path, kind)
+        train_sae(vectors, replace(SHORT, **TRAININGS[name]), path, "frozen_decoder" if name == FROZEN else "trained")
     write_csv(curve_table(profile), "sae_curve", paths.PUBLISHED)
-
-
-FEW = (15, 30, 60, 120, 240, 480)
-"""Numbers of retained latents."""
 
 
 def curve_samples(config: LadderConfig) -> dict[str, Task]:
@@ -155,7 +149,7 @@ def curve_table(profile: Profile) -> pd.DataFrame:
     """Rows of sae_curve.csv: explained variance and probes against k, for the SAE, one as drawn, and k principal directions.
     Explained variance on MATH's test problems with their solutions; PCA is fitted on a part of the corpus."""
     encoder, tasks = open_reader(profile.reader), curve_samples(profile.ladder)
-    trained = {SHIPPED_SAE.k: SEEDS[0]} | {TRAININGS[name][0]["k"]: name for name in TRAININGS if name.startswith("sae_k")}
+    trained = {SHIPPED_SAE.k: SEEDS[0]} | {TRAININGS[name]["k"]: name for name in TRAININGS if name.startswith("sae_k")}
     width = encoder.sae.cfg.d_in
     saes = {f"sae#{k}": open_sae(str((paths.sae_dir() / name).absolute()), width) for k, name in sorted(trained.items())}
     saes |= {f"sae_untrained#{k}": untrained_sae(0, k) for k in sorted(trained)}
@@ -209,7 +203,7 @@ def few_latents(folder: Path, task: Task) -> dict[str, np.ndarray]:
     for kind in ("sae", "sae_untrained"):
         store = Store(folder, f"{kind}#{SHIPPED_SAE.k}")
         rows = np.array([name in training for name in store.ids])
-        for n in FEW:
+        for n in (15, 30, 60, 120, 240, 480):
             found[f"{kind}#{n}"] = store.select(choose_retained(store, n, rows=rows))
     return found
 
@@ -221,7 +215,6 @@ def _named(reader: str) -> tuple[str, int]:
 
 BLOCKS = (8, 15, 23)
 """A quarter, a half and three quarters of the depth."""
-FOLDS = 5
 
 
 def compare_blocks(profile: Profile) -> None:
@@ -245,7 +238,7 @@ def _block_rows(task: Task, means: dict[int, np.ndarray], profile: Profile) -> l
     found = {}
     for block, x in means.items():
         model = make_pipeline(StandardScaler(), (RidgeCV if task.kind == "rank" else RidgeClassifierCV)(np.logspace(1, 5, 9)))
-        folds = KFold(FOLDS, shuffle=True, random_state=profile.seed)
+        folds = KFold(5, shuffle=True, random_state=profile.seed)
         found[str(block)] = cross_val_predict(model, x, task.y_train, cv=folds)
     value = {block: metric(task.kind, predicted, task.y_train) for block, predicted in found.items()}
     pairs = [(max(value, key=lambda block: value[block]), block) for block in found]
@@ -279,7 +272,6 @@ def run_ladder(file: Path, profile: str) -> int:
         print(f"{task.target}: {len(task.train)} training and {len(task.test)} test problems; the SAE may have been "
               f"trained on the text of {seen} of the latter, without labels", flush=True)  # fmt: skip
     folder = paths.profile_dir(chosen.name) / "files" / data.name
-    folder.mkdir(parents=True, exist_ok=True)
     group = Group(data.name, tuple(tasks))
     table, pairs = ladder(tasks, group.blocks(chosen), chosen.properties, chosen.seed)
     write_csv(table, "probe_ladder", folder)

@@ -9,27 +9,24 @@ NuminaMath-1.5, which is not to be had offline. The two sources here write formu
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from saerl_lib import paths
 from saerl_lib.artifacts import file_sha256, get_or_compute
-from saerl_lib.config import LadderConfig, Profile, PropertyConfig, sub_seed, to_dict
+from saerl_lib.config import LadderConfig, Profile, PropertyConfig, ReaderConfig, sub_seed, to_dict
 from saerl_lib.data.published import data_file, held_out_keys, load_set, math_splits, probe_splits
 from saerl_lib.data.rows import jsonl
 from saerl_lib.data.sample import LabelledSet, hash_order, hash_share
 from saerl_lib.encode.models import measure_surprise, open_causal, open_reader
-from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.stages import read_stage, retained_of
 from saerl_lib.encode.store import DENSE, MAIN, PROMPT_COLUMNS, FeatureTable, Store, metadata_features
 from saerl_lib.plan.batch_plan import rows_of
@@ -43,15 +40,15 @@ from saerl_lib.studies import flaws
 from saerl_lib.studies.ladder import UNTRAINED_SAE, Group, has_real_data, real_groups
 
 LEFT_OUT = "repeated, unlabelled, of an evaluation or test set, or beyond the profile's size"
-PAPER_SOURCES = (103_022, 107_021)
-"""Samples of the target and of the other source in the paper's pool (Table 6)."""
-CLASSIFIER_SHARE = 0.15
-"""Largest share of a source that trains the source probe, and of the other source that places thresholds (ours)."""
-DELIMITERS = r"\\[()\[\]]|\$+"
-"""Signs that open and close a formula: \\( \\) \\[ \\] $ $$."""
+PAPER_RATIO = 107_021 / 103_022
+"""Samples of the other source to those of the target in the paper's pool (Table 6)."""
 DATASET = "quality_valimath"
 FILES = {"math": ("math_train",), "sources": ("deepmath_18k", "deepscaler_pass_rate"), "valimath": (DATASET,)}
 """Part -> the files it reads, the target source first."""
+CLASSIFIER_SHARE = 0.15
+"""Largest share of a source that trains the source probe, and of the other source that places thresholds (ours)."""
+Features = Mapping[str, FeatureTable]
+"""`sae`, `sae_untrained` and `dense` -> features of a part."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,7 @@ class RealPart:
 def joined(name: str, parts: Sequence[LabelledSet]) -> LabelledSet:
     """Some sets in a row as one; labels that every one has are kept."""
     labels = {k: np.concatenate([part.labels[k] for part in parts]) for k in parts[0].labels}
-    samples = tuple(s for part in parts for s in part.samples)
-    return LabelledSet(name, samples, labels)
+    return LabelledSet(name, tuple(s for part in parts for s in part.samples), labels)
 
 
 def part_of(name: str, *pieces: tuple[LabelledSet, Mapping[str, int]]) -> RealPart:
@@ -113,9 +109,8 @@ def real_parts(config: LadderConfig) -> dict[str, RealPart]:
     whole = [joined(name, [splits[name].train, splits[name].test]) for name in FILES["sources"]]
     target, other = (data.rows(hash_order(data.samples)) for data in whole)
     own, others = (int(CLASSIFIER_SHARE * len(data)) for data in whole)
-    ratio = PAPER_SOURCES[1] / PAPER_SOURCES[0]
-    size = min(len(target) - own, int((len(other) - 2 * others) / ratio))
-    roles = {"train": others, "held_out": others, "pool": round(size * ratio)}
+    size = min(len(target) - own, int((len(other) - 2 * others) / PAPER_RATIO))
+    roles = {"train": others, "held_out": others, "pool": round(size * PAPER_RATIO)}
     (train, test), math = splits[DATASET], part_of("math", (fit, {"fit": len(fit)}))
     sources = part_of("sources", (target, {"train": own, "held_out": 0, "pool": size}), (other, roles))
     valid = part_of("valimath", (train, {"train": len(train)}), (test, {"test": len(test)}))
@@ -128,7 +123,7 @@ def plain_text(text: str) -> str:
     >>> plain_text("Let \\\\( x \\\\) be $2$.\\n  Find it.")
     'Let x be 2. Find it.'
     """
-    return " ".join(re.sub(DELIMITERS, " ", text).replace(" .", ".").split())
+    return " ".join(re.sub(r"\\[()\[\]]|\$+", " ", text).replace(" .", ".").split())
 
 
 def part_tables(part: RealPart, group: Group, profile: Profile) -> dict[str, FeatureTable]:
@@ -138,7 +133,7 @@ def part_tables(part: RealPart, group: Group, profile: Profile) -> dict[str, Fea
     rows = rows_of(part.ids, store.ids)
     found = {DENSE: feature_table(part, store.values(DENSE)[rows])}
     for name in (MAIN, UNTRAINED_SAE):
-        own = dataclasses.replace(store, name=name)
+        own = replace(store, name=name)
         found[name] = feature_table(part, own.select(group.retained(profile, own))[rows])
     return found
 
@@ -158,9 +153,7 @@ PROBE_SHARE = 0.25
 """Share of the columns that clusters by a probe's weights are made of (ours)."""
 
 
-def agreement_rows(
-    label: np.ndarray, topics: np.ndarray, prefix: str, config: PropertyConfig, seed: int
-) -> list[tuple[str, float, float, float]]:
+def agreement_rows(label: np.ndarray, topics: np.ndarray, prefix: str, config: PropertyConfig, seed: int) -> list[tuple]:
     """(quantity, value, low, high) of clusters [N] against topics [N]; 95 % bootstrap over samples, clusters fixed."""
     rng, n = np.random.default_rng(seed), len(label)
     drawn = (rng.integers(0, n, n) for _ in range(config.bootstrap_samples))
@@ -180,9 +173,7 @@ def probe_columns(phi: np.ndarray, y: np.ndarray, rows: np.ndarray, seed: int) -
     return phi[:, np.argsort(-weight, kind="stable")[: int(PROBE_SHARE * phi.shape[1])]]
 
 
-def clustered_features(
-    tables: Mapping[str, FeatureTable], part: RealPart, seed: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def clustered_features(tables: Features, part: RealPart, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Features set -> phi [N, D] that is clustered, and the rows on which agreement is measured. The SAE's features, those of its
     controls, metadata alone, and the columns that a probe of level or subject uses: such a probe is fitted on one half by hash,
     and agreement is measured on the other."""
@@ -196,7 +187,7 @@ def clustered_features(
     return found
 
 
-def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: Profile) -> dict[str, pd.DataFrame]:
+def clusters_table(tables: Features, part: RealPart, profile: Profile) -> dict[str, pd.DataFrame]:
     """Tables real_clusters and real_cluster_examples. real_clusters: agreement with subject and level by features, its controls,
     and stability over seeds. `ari_kmeans_seeds` compares clusters with clusters: value, ci_low and ci_high are mean, least and
     largest over all pairs. The paper's values are of its own leaf topics. real_cluster_examples: the three questions nearest to
@@ -241,12 +232,11 @@ def example_rows(name: str, found: Assignment, part: RealPart) -> list[dict[str,
     return rows
 
 
-def cluster_study(
-    tables: Mapping[str, FeatureTable], retained: np.ndarray, part: RealPart, encoder: Encoder, profile: Profile
-) -> dict[str, pd.DataFrame]:
+def cluster_study(tables: Features, retained: np.ndarray, part: RealPart, profile: Profile) -> dict[str, pd.DataFrame]:
     """Tables of clusters and features of MATH, beginning with `clusters_table`; topics are subjects, difficulty is the level.
     `retained` [S] are latents of the reader's own SAE."""
-    table, seed = tables[MAIN].complete(), sub_seed(profile.seed, "real-feature-audit")
+    table, encoder = tables[MAIN].complete(), open_reader(profile.reader)
+    seed = sub_seed(profile.seed, "real-feature-audit")
     assigned = pool_clusters(table.phi, profile.properties, profile.seed).assign(table.phi)
     facts = pool_facts(part.data.samples, table.metadata)
     facts = facts.assign(topic=part.data.labels["subject"], difficulty=part.data.labels["level"])
@@ -260,13 +250,9 @@ PAPER_SEPARATION = {"roc_auc": 0.9911, "average_precision": 0.9910}
 """Of the paper's source probe on its own two sources (Table 6)."""
 SIGNS = (r"\$\$", r"(?<!\$)\$(?!\$)", r"\\[()]", r"\\[\[\]]", r"\n", r"  ")
 """What the control `delimiters` counts: $$, $, \\( \\), \\[ \\], line breaks, double blanks."""
-SELFREG = "scaled"
-"""Variant of SelfReg among the scores of real_flaws.csv; the others are in real_selfreg.csv (ours)."""
 
 
-def source_features(
-    part: RealPart, tables: Mapping[str, FeatureTable], plain: FeatureTable, train: np.ndarray
-) -> dict[str, Matrix]:
+def source_features(part: RealPart, tables: Features, plain: FeatureTable, train: np.ndarray) -> dict[str, Matrix]:
     """Name -> features [N, D] of the questions; TF-IDF is fitted on the rows `train`."""
     found: dict[str, Matrix] = {"sae": tables[MAIN].z}
     found |= {"sae_plain": plain.z, "sae_untrained": tables[UNTRAINED_SAE].z, "dense": tables[DENSE].z}
@@ -278,9 +264,7 @@ def source_features(
     return found
 
 
-def filter_study(
-    part: RealPart, tables: Mapping[str, FeatureTable], plain: FeatureTable, profile: Profile
-) -> dict[str, pd.DataFrame]:
+def filter_study(part: RealPart, tables: Features, plain: FeatureTable, profile: Profile) -> dict[str, pd.DataFrame]:
     """Tables real_filter (features and the columns of filter.csv) and real_separation (rows as probe_ladder.csv). One probe a
     feature set, trained on the rows `train`; thresholds are percentiles of the other source's rows `held_out`. real_separation
     adds the paper's values. The paper's purity and recall stand in the rows of `sae`."""
@@ -304,23 +288,20 @@ def filter_study(
     return {"real_filter": table, "real_separation": pd.DataFrame(separation, columns=columns)}
 
 
-def question_surprise(
-    texts: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int
-) -> np.ndarray:
-    """[N] mean nats a token of questions under a language model; of a long one, its first `max_tokens` tokens count."""
+def question_surprise(texts: Sequence[str], reader: ReaderConfig) -> np.ndarray:
+    """[N] mean nats a token of questions under the reader's model; of a long one, its first `max_tokens` tokens count."""
+    (model, tokenizer), most = open_causal(reader.model), reader.max_tokens
     ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    cut = [tokenizer.decode(own[:max_tokens]) if len(own) > max_tokens else t for own, t in zip(ids, texts, strict=True)]
+    cut = [tokenizer.decode(own[:most]) if len(own) > most else t for own, t in zip(ids, texts, strict=True)]
     # a question is followed by something it does not depend on: attention is causal
     return measure_surprise(cut, ["."] * len(cut), model, tokenizer).prompt
 
 
-def flaw_study(
-    part: RealPart, tables: Mapping[str, FeatureTable], extra: Mapping[str, np.ndarray], config: PropertyConfig, seed: int
-) -> dict[str, pd.DataFrame]:
+def flaw_study(part: RealPart, tables: Features, extra: Mapping[str, np.ndarray], profile: Profile) -> dict[str, pd.DataFrame]:
     """Tables real_flaws (columns of filter_flaws.csv) and real_selfreg (of filter_selfreg.csv) for ValiMath: probes are fitted on
     its training rows, whose valid texts are DSIR's target. A flaw is the first check that failed, 'unnamed' where the file does
-    not say. `extra` maps a name to suspicion [N]."""
-    rows, seed = [part.where("train"), part.where("test")], sub_seed(seed, "real-flaws")
+    not say. `extra` maps a name to suspicion [N]. Of SelfReg's variants `scaled` is among the scores (ours)."""
+    rows, seed = [part.where("train"), part.where("test")], sub_seed(profile.seed, "real-flaws")
     z, metadata = tables[MAIN].z, tables[MAIN].metadata[:, PROMPT_COLUMNS]
     failed = {r["id"]: (r.get("meta") or {}).get("first_failed_check") or "unnamed" for r in jsonl(data_file(DATASET))}
     valid = zip(part.ids, part.data.labels["valid"] > 0.5, strict=True)
@@ -328,15 +309,15 @@ def flaw_study(
     everything = flaws.FlawData(z, metadata, tuple(part.texts), kinds)
     train, test = (everything.rows(index) for index in rows)
     everyone, length = np.ones(len(rows[1]), dtype=bool), np.array([len(text) for text in test.texts], dtype=float)
-    views = flaws.suppressed_views(train.z, train.metadata, test.z, test.metadata, seed)
+    views = flaws.suppressed_views(train, test, seed)
     own = {name: (tables[name].z[rows[0]], train.flawed, tables[name].z[rows[1]]) for name in (UNTRAINED_SAE, DENSE)}
     scores = {
         **flaws.common_scores(train, test, train.rows(np.flatnonzero(~train.flawed)).texts, seed),
         **{name: values[rows[1]] for name, values in extra.items()},
-        "flaw_probe_selfreg": flaws.sgd_scores(views[SELFREG][0], train.flawed, views[SELFREG][1], seed, standardise=False),
+        "flaw_probe_selfreg": flaws.sgd_scores(views["scaled"][0], train.flawed, views["scaled"][1], seed, standardise=False),
         **{f"flaw_probe_{name}": flaws.tuned_scores(*sides, seed) for name, sides in own.items()},
     }
-    named = {"dataset": DATASET, "config": config, "seed": seed}
+    named = {"dataset": DATASET, "config": profile.properties, "seed": seed}
     selfreg = flaws.selfreg_table(views, train.flawed, {"flaw": flaws.Target(test.flawed, everyone)}, length, **named)
     return {"real_flaws": flaws.flaw_table(scores, test.flaw, {"test": everyone}, **named), "real_selfreg": selfreg}
 
@@ -345,7 +326,6 @@ TABLES = (
     "real_counts", "real_clusters", "real_cluster_examples", "real_cluster_audit", "real_feature_groups", "real_top_latents",
     "real_filter", "real_separation", "real_flaws", "real_selfreg",
 )  # fmt: skip
-"""Tables of the study, by the names of their CSV files."""
 
 
 def real_tables(profile: Profile) -> dict[str, pd.DataFrame]:
@@ -355,8 +335,8 @@ def real_tables(profile: Profile) -> dict[str, pd.DataFrame]:
         return {name: pd.read_csv(file) for name in TABLES if (file := paths.PUBLISHED / f"{name}.csv").is_file()}
     parts, found = real_parts(profile.ladder), real_groups(profile)
     groups, sources = {**found, "sources": found["deepmath"]}, parts["sources"]
-    samples = tuple(dataclasses.replace(s, prompt=plain_text(s.prompt)) for s in sources.data.samples)
-    plain = dataclasses.replace(sources, data=dataclasses.replace(sources.data, samples=samples))
+    samples = tuple(replace(s, prompt=plain_text(s.prompt)) for s in sources.data.samples)
+    plain = replace(sources, data=replace(sources.data, samples=samples))
     plain_stage = read_stage(profile, "sources_plain", samples, profile.reader)
 
     def compute(_: Path) -> dict[str, pd.DataFrame]:
@@ -371,13 +351,13 @@ def real_tables(profile: Profile) -> dict[str, pd.DataFrame]:
         of_source = (tables["sources"][MAIN].z[train], sources.source[train] == FILES["sources"][0], z[:, : z.shape[1] // 2])
         scores = {  # of the paper's filter minus the log-odds of the target
             "source_probe": -flaws.sgd_scores(*of_source, sub_seed(profile.seed, "real-filter")),
-            "perplexity_prompt": question_surprise(flawed.texts, *open_causal(profile.reader.model), profile.reader.max_tokens),
+            "perplexity_prompt": question_surprise(flawed.texts, profile.reader),
         }
         return {
             "real_counts": counts_table(parts),
-            **cluster_study(tables["math"], retained["math"], parts["math"], open_reader(profile.reader), profile),
+            **cluster_study(tables["math"], retained["math"], parts["math"], profile),
             **filter_study(sources, tables["sources"], without_signs, profile),
-            **flaw_study(flawed, tables["valimath"], scores, profile.properties, profile.seed),
+            **flaw_study(flawed, tables["valimath"], scores, profile),
         }
 
     settings = {"ladder": to_dict(profile.ladder), "properties": to_dict(profile.properties), "seed": profile.seed,

@@ -8,10 +8,10 @@ rewards of a 1.5B policy in training, epoch by epoch; the features are the prior
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,8 +40,6 @@ from saerl_lib.studies.ladder import ALL, GROUPS, UNTRAINED_SAE, Blocks, balance
 
 ROLLOUTS = 8
 """Rollouts of one group (paper, section 4.1)."""
-STREAM_PROMPTS = 6000
-"""Prompts of the stream, by the hash of their question."""
 STEP = 32
 """Prompts taken before the next choice."""
 RUNS = 8
@@ -57,12 +55,9 @@ SCREENED = (2, 3, 4, 5)
 OWN_ROLLOUTS = (0, 1, 2, 4, 8, 16, 40, 80)
 """Rollouts of a prompt's own history; a whole epoch has 8."""
 CORRELATIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
-"""Of the simulated predictors."""
-FOLDS = 5
 NOTHING, SHUFFLED, TRUE = "none", "shuffled", "true rates"
 COLUMNS = ["record", "form", "features", "share", "own_rollouts", "spearman", "silent", "silent_groups_saved", "saved_low",
            "saved_high", "lead", "lead_low", "lead_high", "teaching", "teaching_low", "teaching_high", "n", "runs"]  # fmt: skip
-"""Of replay.csv."""
 
 Floats = NDArray[np.float64]
 
@@ -103,8 +98,7 @@ def fitted(kernel: np.ndarray, known: np.ndarray, y: Floats, penalty: float) -> 
 # What a choice is worth.
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """Prompts that some runs of one selector took, and what their rollouts cost and taught; all [runs, N]."""
 
     taken: NDArray[np.bool_]
@@ -215,7 +209,7 @@ def history(kernel: np.ndarray | None, successes: NDArray[np.int64], own: int, s
     for run in range(RUNS):
         rng = np.random.default_rng(sub_seed(seed, f"history-{run}"))
         prior = np.empty(len(first))
-        for known, held in KFold(FOLDS, shuffle=True, random_state=sub_seed(seed, f"folds-{run}")).split(everyone):
+        for known, held in KFold(5, shuffle=True, random_state=sub_seed(seed, f"folds-{run}")).split(everyone):
             if kernel is None:
                 prior[held] = first[known].mean()
             else:
@@ -242,9 +236,6 @@ def posterior_mean(prior: Floats, seen: np.ndarray, own: int) -> Floats:
 
     weight = np.exp(minimize_scalar(unlikely, bounds=(-3.0, 6.0), method="bounded").x)
     return (weight * prior + seen) / (weight + own)
-
-
-# The table.
 
 
 def text_features(task: Task, blocks: Blocks, seed: int, profile: Profile) -> dict[str, Matrix]:
@@ -288,9 +279,7 @@ def stream_rows(features: Mapping[str, Matrix], rates: Floats, seed: int) -> Row
     """All forms on DeepScaleR: features alone, their simulation, true rates, screening, and features with screening."""
     kernels = {key: (kernel_of(x), None) for key, x in features.items()} | {TRUE: (None, rates)}
     jobs = [(key, share) for key in kernels for share in SHARES]
-    done = Parallel(n_jobs=WORKERS)(
-        delayed(streams)(kernels[key][0], rates, share, seed, kernels[key][1]) for key, share in jobs
-    )
+    done = Parallel(n_jobs=WORKERS)(delayed(streams)(kernels[key][0], rates, share, seed, kernels[key][1]) for key, share in jobs)
     chosen = dict(zip(jobs, done, strict=True))
     rows: Rows = {("deepscaler", "features", *job, 0): choice for job, choice in chosen.items()}
     for rho in CORRELATIONS:
@@ -304,18 +293,18 @@ def stream_rows(features: Mapping[str, Matrix], rates: Floats, seed: int) -> Row
 
 def _everyone(task: Task, count: int | None = None) -> Task:
     samples, y = (*task.train, *task.test)[:count], np.concatenate([task.y_train, task.y_test])[:count]
-    return dataclasses.replace(task, test=samples, y_test=y)
+    return replace(task, test=samples, y_test=y)
 
 
 def replay_table(profile: Profile) -> pd.DataFrame:
-    """replay.csv from the stores of the ladder. Raises ArtifactError without `SAERL_DATA_DIR`."""
+    """replay.csv from the stores of the ladder; the stream has 6,000 prompts. Raises ArtifactError without `SAERL_DATA_DIR`."""
     groups, seed = real_groups(profile), sub_seed(profile.seed, "replay")
-    task = _everyone(next(t for t in groups["deepmath"].tasks if t.target == "difficulty_by_pass_rate"), STREAM_PROMPTS)
+    task = _everyone(next(t for t in groups["deepmath"].tasks if t.target == "difficulty_by_pass_rate"), 6000)
     rates = -task.y_test
     rows = stream_rows(text_features(task, groups["deepmath"].blocks(profile), seed, profile), rates, seed)
     accuracy = {row["id"]: (row.get("meta") or {}).get("train_acc_history") for row in jsonl(data_file(*GROUPS["dsr"]))}
     task = _everyone(groups["dsr"].tasks[0])
-    task = dataclasses.replace(task, test=tuple(s for s in task.test if accuracy.get(s.id)))  # a prompt without a record goes
+    task = replace(task, test=tuple(s for s in task.test if accuracy.get(s.id)))  # a prompt without a record goes
     epochs = min(len(accuracy[s.id]) for s in task.test)
     successes = np.rint(ROLLOUTS * np.array([accuracy[s.id][:epochs] for s in task.test])).astype(np.int64)
     features = text_features(task, groups["dsr"].blocks(profile), seed, profile)

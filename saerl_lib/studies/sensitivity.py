@@ -20,23 +20,17 @@ from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import REST, UNEQUAL, PlanConfig, Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import load_split
 from saerl_lib.encode.store import load_split_features
-from saerl_lib.plan.batch_plan import BatchPlan, has_moved, rows_of, step_shift
+from saerl_lib.plan.batch_plan import BatchPlan, plan_diff, rows_of
 from saerl_lib.plan.orders import build_plan, kept_pool
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.probes import Matrix, fit_elastic_net, fit_tfidf, metric, texts_of
 from saerl_lib.properties.scorer import load_scorer, with_clusters
 from saerl_lib.report.statistics import percentile_interval
 
-COLUMNS = ["varied", "setting", "default", "share_moved", "mean_step_shift", "n"]
-FACTORS = {"clusters": (0.5, 1.5, 2.0), "shrinkage_tau": (0.2, 0.5, 2.0, 5.0), "window_batches": (0.05, 0.25, 2.0, 4.0)}
-"""Multiples of the profile's value that are tried; h goes over 0, 1, 2, a quarter and a half of a batch."""
-SEED = "k-means seed"
-"""Name of the yardstick."""
 SIZES = (30, 100, 300, 1000, 3000)
 """Labels |L|."""
 SUBSETS = 5
 """Nested random subsets of each size; all of L is one."""
-CURVE_COLUMNS = ["features", "n_labels", "value", "ci_low", "ci_high", "n_subsets", "n_test"]
 
 
 def changed_values(default: float, factors: Sequence[float]) -> list[float]:
@@ -60,26 +54,25 @@ def plan_sensitivity(
     b, h = config.prompts_per_step, config.swapped_per_batch
     settings: dict[str, tuple[str, Sequence[Any]]] = {
         "swapped_per_batch": ("h", [swapped for swapped in sorted({0, 1, 2, b // 4, b // 2} - {h}) if swapped < b]),
-        "window_batches": ("window", changed_values(config.window_batches, FACTORS["window_batches"])),
+        "window_batches": ("window", changed_values(config.window_batches, (0.05, 0.25, 2.0, 4.0))),
         "rest": ("rest", [value for value in REST if value != config.rest]),
         "unequal": ("unequal", [value for value in UNEQUAL if value != config.unequal]),
     }
     tried: list[tuple[str, Any, Any, dict[str, Any]]] = [
-        *((SEED, f"seed {i}", "seed 0", {"clusters": fit}) for i, fit in enumerate(seed_clusters, start=1)),
+        *(("k-means seed", f"seed {i}", "seed 0", {"clusters": fit}) for i, fit in enumerate(seed_clusters, start=1)),
         *(("K", k, properties.clusters, {"clusters": pool_clusters(phi, replace(properties, clusters=k), seed)})
-          for k in changed_values(properties.clusters, FACTORS["clusters"])),
+          for k in changed_values(properties.clusters, (0.5, 1.5, 2.0))),
         *(("tau_sh", tau, f"{properties.shrinkage_tau:g}", {"tau": tau})
-          for tau in changed_values(properties.shrinkage_tau, FACTORS["shrinkage_tau"])),
+          for tau in changed_values(properties.shrinkage_tau, (0.2, 0.5, 2.0, 5.0))),
         *((varied, value, getattr(config, name), {"config": replace(config, **{name: value})})
           for name, (varied, values) in settings.items() for value in values),
     ]  # fmt: skip
     default, rows = plan(), []
     for varied, setting, usual, changes in tried:
-        changed = plan(**changes)
-        shift = step_shift(default, changed)
+        found = plan_diff(default, plan(**changes))
         row = (varied, f"{setting:g}" if isinstance(setting, float) else str(setting), str(usual))
-        rows.append((*row, float(has_moved(shift).mean()), float(shift.mean() * changed.steps), len(shift)))
-    return pd.DataFrame(rows, columns=COLUMNS)
+        rows.append((*row, found["share_moved"], found["mean_step_shift"], found["n"]))
+    return pd.DataFrame(rows, columns=["varied", "setting", "default", "share_moved", "mean_step_shift", "n"])
 
 
 def label_curve(
@@ -101,7 +94,7 @@ def label_curve(
                 drawn.append(metric("rank", row[index], truth[index]))
             found = percentile_interval(np.mean([metric("rank", row, truth) for row in predicted]), drawn)
             rows.append((name, size, *found, len(chosen), len(truth)))
-    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
+    return pd.DataFrame(rows, columns=["features", "n_labels", "value", "ci_low", "ci_high", "n_subsets", "n_test"])
 
 
 def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
@@ -124,7 +117,6 @@ def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty
             return build_plan(ids, label, scores["ranking"].to_numpy(), scores["raw"].to_numpy(), lengths, config)
 
         fits = seed_fits(phi, config, seed)
-        by_seed = [fit.assign(pool.phi).label for fit in fits]
         words = fit_tfidf(texts_of(samples["labelled"]))  # chosen on the texts of all of L, which need no label
         sets = {
             name: {"sae+metadata": table[name].phi, "metadata": table[name].metadata, "tfidf": words.transform(texts_of(part))}
@@ -132,7 +124,7 @@ def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty
         }
         sides = (sets["labelled"], labels["labelled"], sets["test"], labels["test"])
         return {
-            "cluster_stability": stability_row("k-means seed", by_seed),
+            "cluster_stability": stability_row("k-means seed", [fit.assign(pool.phi).label for fit in fits]),
             "plan_sensitivity": plan_sensitivity(plan, phi, profile, fits[1:]),
             "label_curve": label_curve(*sides, config, sub_seed(seed, "label-curve")),
         }

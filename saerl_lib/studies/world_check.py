@@ -3,9 +3,8 @@
 `world --check` measures every gate and writes world_gates.csv, world_controls.csv and study_pilot.csv. Its runs are GRPO by the
 trainer and settings of the laptop profile, one process a run: the random order at several learning rates (the pilot), random,
 another shuffle of the same prompts (the negative control), prompts whose true pass rate is nearest to one half now (the positive
-control, which looks at what no method may see), and half of the topics alone (transfer). A run is judged by the exact likelihood
-of held-out gold solutions; sampled answers stand beside it at both ends. A finished run is kept. `world --rebuild` pre-trains
-the policy anew on a learner's solutions: tokenizer, weights and the files that are shipped.
+control, which looks at what no method may see), and half of the topics alone (transfer).
+`world --rebuild` pre-trains the policy anew on a learner's solutions: tokenizer, weights and the files that are shipped.
 
 The learning rate of each loss and optimizer is chosen on the random order alone, by a rule stated before the pilot ran: of the
 rates whose forgetting, averaged over the pilot's seeds, is at most the gate's bound, the one with the highest final exact
@@ -14,12 +13,11 @@ accuracy. The pilot tries a half, once and twice the rate in `RATES`, and goes o
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,7 +53,7 @@ from saerl_lib.train.stages import ONE_CORE
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments
 from saerl_lib.world import gates
 from saerl_lib.world.gates import Measured
-from saerl_lib.world.sources import EVERY, LENGTHS, TRAINED, Mix, Text, draw_split, draw_world, learner_text, world_stage
+from saerl_lib.world.sources import EVERY, LENGTHS, TARGET, Mix, Text, draw_split, draw_world, learner_text, world_stage
 
 logging.disable_progress_bar()
 GATE_SEED = 90_002
@@ -71,14 +69,11 @@ LOST = 0.2
 STUDY_SEEDS, LEVEL = 8, 0.05 / 5
 """Matched seeds of the study's main arms and the level of its main comparison, corrected for a family of five."""
 PRETRAIN_SEED = 11
-"""Of the policy's weights and texts."""
-VOCABULARY = 900
 WIDTH, LAYERS, HEADS, FEED_FORWARD = 96, 4, 4, 208
 """0.47 million parameters, embeddings tied."""
 PRETRAIN_STEPS, TEXTS_PER_STEP = 4000, 32
 PRETRAIN_RATE = 2e-3
 """Peak of a cosine schedule with 100 warm-up steps, AdamW."""
-TOKENIZER_TEXTS = 20_000
 PIECES = r"\n?[-+*/]|\n?Answer: |\d|[=\n]|, then |, |; | and |[.:?] ?|[^\d,;.:?\n=*/+-]+?(?= and |[\d,;.:?\n=*/+-]|$)"
 """What the tokenizer never merges across: signs, digits, joints, and the phrases between them."""
 
@@ -104,21 +99,6 @@ class Sizes:
     def evaluated(self) -> tuple[int, ...]:
         """Steps of the evaluations: the start and the end of every quarter."""
         return tuple(round(self.steps * part / 4) for part in range(5))
-
-
-def reserved(name: str, count: int, topics: Sequence[str], taken: set[str]) -> list[Sample]:
-    """Samples of the target's wording on some topics, that no other split holds."""
-    return draw_split(name, count, Mix("target", tuple(topics)), GATE_SEED, taken)
-
-
-def held_out(sizes: Sizes, taken: set[str]) -> list[Sample]:
-    """The problems that runs are judged by: as many of each length, over all topics."""
-    each = sizes.held_out // len(LENGTHS)
-    return [
-        sample
-        for length in LENGTHS
-        for sample in draw_split(f"held-out-{length}", each, Mix("target", EVERY, (length,)), GATE_SEED, taken)
-    ]
 
 
 class NearestHalf:
@@ -164,11 +144,6 @@ class GateRun:
         key = content_hash([settings, sizes, WORLD_VERSION, gates.settings_hash(), code_hash("saerl_lib.train.trainer")])
         return f"{self.arm}-{self.train.learning_rate:g}-{self.seed}-{key}"
 
-    def pool(self, taken: set[str]) -> list[Sample]:
-        """One prompt a slot of the run."""
-        count, topics = self.sizes.steps * self.sizes.prompts_per_step, ALONE if self.arm == "alone" else TRAINED
-        return reserved(f"pool-{'alone' if self.arm == 'alone' else 'all'}-{self.seed}", count, topics, taken)
-
     def selector(self, policy: tuple[Any, Any], samples: Sequence[Sample]) -> Selector:
         """What decides its prompts."""
         seed = sub_seed(self.seed, f"order-{self.arm}")
@@ -190,9 +165,8 @@ class Judge(TrainerCallback):
             return
         model, tokenizer = self.policy
         model.eval()
-        frame = pd.DataFrame({"sample_id": [s.id for s in self.problems], "topic": [s.topic for s in self.problems]})
-        frame.insert(0, "step", step)
-        frame["exact"] = gold_probability(model, tokenizer, self.problems, 1.0)
+        known = {"step": step, "sample_id": [s.id for s in self.problems], "topic": [s.topic for s in self.problems]}
+        frame = pd.DataFrame(known).assign(exact=gold_probability(model, tokenizer, self.problems, 1.0))
         if step in (0, self.run.sizes.steps):
             sampler, seeds = Sampler(model, tokenizer), {"": sub_seed(self.run.seed, f"sampled-{step}")}
             found = attempted(sampler, {"": self.problems}, 1, self.run.train, seeds)
@@ -214,13 +188,17 @@ def train_reserved(run: GateRun, home: Path) -> pd.DataFrame:
     if path.exists():
         return pd.read_parquet(path)
     torch.set_num_threads(1)
-    taken = set(taken_prompts())
-    problems = held_out(run.sizes, taken)
-    samples, policy, work = run.pool(taken), open_causal(FOLDER), home / run.name
+    b, steps = run.sizes.prompts_per_step, run.sizes.steps
+    taken, problems = set(taken_prompts()), list[Sample]()
+    for length in LENGTHS:  # as many of each, over all topics
+        each = run.sizes.held_out // len(LENGTHS)
+        problems += draw_split(f"held-out-{length}", each, Mix("target", EVERY, (length,)), GATE_SEED, taken)
+    name, mix = ("alone", Mix("target", ALONE)) if run.arm == "alone" else ("all", TARGET)
+    samples = draw_split(f"pool-{name}-{run.seed}", steps * b, mix, GATE_SEED, taken)  # one prompt a slot of the run
+    policy, work = open_causal(FOLDER), home / run.name
     work.mkdir(parents=True, exist_ok=True)
     log = work / "rollouts.jsonl"
     log.unlink(missing_ok=True)
-    b, steps = run.sizes.prompts_per_step, run.sizes.steps
     budget = steps * b * run.train.rollouts_per_prompt
     feed = PackedFeed(policy, samples, run.selector(policy, samples), run.train, b, log, budget, run.seed)
     arguments = grpo_arguments(run.train, b, steps, run.seed, work)
@@ -261,7 +239,7 @@ def run_pilot(train: TrainConfig, sizes: Sizes, home: Path) -> pd.DataFrame:
     found, tried = [], {setting: [rate / 2, rate, 2 * rate] for setting, rate in RATES.items()}
     waiting = {setting: list(rates) for setting, rates in tried.items()}
     while any(waiting.values()):
-        configs = [dataclasses.replace(train, loss=loss, optimizer=optimizer, learning_rate=rate)
+        configs = [replace(train, loss=loss, optimizer=optimizer, learning_rate=rate)
                    for (loss, optimizer), rates in waiting.items() for rate in rates]  # fmt: skip
         runs = [GateRun("random", seed, config, sizes) for config in configs for seed in PILOT_SEEDS]
         found.append(pilot(run_reserved(runs, home), sizes))
@@ -317,21 +295,17 @@ def _ends(curve: pd.DataFrame, start: int, end: int) -> str:
 
 def seen_by_features(profile: Profile, sizes: Sizes) -> Measured:
     """Spearman of base pass rates with their out-of-fold prediction by ridge from SAE features of question and solution."""
-    samples = reserved("read", sizes.read, TRAINED, set(taken_prompts()))
+    samples = draw_split("read", sizes.read, TARGET, GATE_SEED, set(taken_prompts()))
     store = Store(read_stage(profile, "gates", samples, profile.reader).path("store"))
     z, rates = store.select(retained_of(profile, store, samples)), gold_probability(*open_causal(FOLDER), samples, 1.0)
-    rho, question = (out_of_fold(part, rates) for part in (z, z[:, : z.shape[1] // 2]))
+    folds = KFold(5, shuffle=True, random_state=GATE_SEED)
+    model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 5, 11)))
+    predicted = (cross_val_predict(model, part, rates, cv=folds) for part in (z, z[:, : z.shape[1] // 2]))
+    rho, question = (float(spearmanr(values, rates)[0]) for values in predicted)
     half = norm.ppf(0.975) / math.sqrt(len(rates) - 3)
     low, high = (math.tanh(math.atanh(rho) + sign * half) for sign in (-1, 1))
     lengths = spearmanr([len(s.steps) for s in samples], rates)[0]
     return Measured(rho, len(rates), low, high, f"question alone {question:.2f}; number of lines {lengths:.2f}")
-
-
-def out_of_fold(z: np.ndarray, target: np.ndarray) -> float:
-    """Spearman of a target [N] with its out-of-fold prediction from z [N, D]."""
-    folds = KFold(5, shuffle=True, random_state=GATE_SEED)
-    predicted = cross_val_predict(make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 5, 11))), z, target, cv=folds)
-    return float(spearmanr(predicted, target)[0])
 
 
 def pilot(frame: pd.DataFrame, sizes: Sizes) -> pd.DataFrame:
@@ -359,7 +333,6 @@ def chosen_rates(pilots: pd.DataFrame) -> dict[tuple[str, str], float | None]:
 def check_world(profile: Profile, sizes: Sizes) -> bool:
     """Measure all gates; write their record and the published tables. True when every gate is met."""
     home, train = paths.profile_dir(profile.name) / "world_check", profile.train
-    home.mkdir(parents=True, exist_ok=True)
     pilots = run_pilot(train, sizes, home)
     own = [(*setting, chosen, PILOTED.get(setting)) for setting, chosen in chosen_rates(pilots).items()]
     print(pd.DataFrame(own, columns=["loss", "optimizer", "the pilot chooses", "the study has"]).to_string(index=False))
@@ -387,7 +360,7 @@ def check_world(profile: Profile, sizes: Sizes) -> bool:
 
 
 def train_tokenizer(
-    texts: Iterable[str], pieces: str = PIECES, vocabulary: int = VOCABULARY, special: Sequence[str] = ("<pad>", "<eos>")
+    texts: Iterable[str], pieces: str = PIECES, vocabulary: int = 900, special: Sequence[str] = ("<pad>", "<eos>")
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer that merges nothing across `pieces`; of the special tokens the first pads, the last ends. By
     default it has a token for every digit and sign and, where they are frequent, for whole phrases."""
@@ -403,50 +376,38 @@ def train_tokenizer(
     )  # fmt: skip
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama with tied embeddings and random weights."""
-    torch.manual_seed(PRETRAIN_SEED)
-    architecture = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=FEED_FORWARD, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=WIDTH**-0.5,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
-    )  # fmt: skip
-    return LlamaForCausalLM(architecture)
-
-
 def batches(rng: random.Random) -> Iterator[list[Text]]:
     """Endless batches of texts of similar length: eight batches are drawn, sorted by length and shuffled as batches."""
-    size = TEXTS_PER_STEP
     while True:
-        texts = sorted((learner_text(rng) for _ in range(8 * size)), key=lambda text: len(text[0]) + len(text[1]))
-        groups = [texts[i : i + size] for i in range(0, len(texts), size)]
+        texts = sorted((learner_text(rng) for _ in range(8 * TEXTS_PER_STEP)), key=lambda text: len(text[0]) + len(text[1]))
+        groups = [texts[i : i + TEXTS_PER_STEP] for i in range(0, len(texts), TEXTS_PER_STEP)]
         rng.shuffle(groups)
         yield from groups
 
 
-def solution_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[Text]) -> torch.Tensor:
-    """Mean cross-entropy of a solution token, its end included, in nats."""
-    prompts = tokenizer([p + SEPARATOR for p, _ in texts])["input_ids"]
-    solutions = [ids + [tokenizer.eos_token_id] for ids in tokenizer([s for _, s in texts])["input_ids"]]
-    return -log_probabilities(model, prompts, solutions, 1.0).sum() / sum(map(len, solutions))
-
-
 def rebuild_policy(folder: Path = FOLDER, steps: int = PRETRAIN_STEPS) -> list[float]:
     """Train tokenizer and policy from scratch on an endless stream of texts, on the CPU, into `folder`, weights in bfloat16;
-    returns the loss of every step in nats a solution token.
+    returns the loss of every step in nats a solution token, its end included.
 
     `steps` cuts the run short under the schedule of the full one, so that a short rebuild can be compared.
     """
     rng = random.Random(sub_seed(PRETRAIN_SEED, "tokenizer"))
-    tokenizer = train_tokenizer("\n".join(learner_text(rng)) for _ in range(TOKENIZER_TEXTS))
-    model = build_model(tokenizer).train()
+    tokenizer = train_tokenizer("\n".join(learner_text(rng)) for _ in range(20_000))
+    torch.manual_seed(PRETRAIN_SEED)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=FEED_FORWARD, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=WIDTH**-0.5,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )).train()  # fmt: skip
     optimiser = torch.optim.AdamW(model.parameters(), lr=PRETRAIN_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     stream, losses = batches(random.Random(PRETRAIN_SEED)), list[float]()
     for step in range(steps):
         rate = PRETRAIN_RATE * min(1.0, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / PRETRAIN_STEPS)))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        loss = solution_loss(model, tokenizer, next(stream))
+        optimiser.param_groups[0]["lr"] = rate
+        texts = next(stream)
+        prompts = tokenizer([p + SEPARATOR for p, _ in texts])["input_ids"]
+        solutions = [ids + [tokenizer.eos_token_id] for ids in tokenizer([s for _, s in texts])["input_ids"]]
+        loss = -log_probabilities(model, prompts, solutions, 1.0).sum() / sum(map(len, solutions))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -454,13 +415,9 @@ def rebuild_policy(folder: Path = FOLDER, steps: int = PRETRAIN_STEPS) -> list[f
         losses.append(loss.item())
         if step % 100 == 0:
             print(f"step {step}: {losses[-1]:.4f} nats a token", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
     model.eval().to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     return losses
-
-
-# The command.
 
 
 def run_world(check: bool, rebuild: bool, seeds: int) -> int:

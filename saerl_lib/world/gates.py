@@ -62,7 +62,6 @@ POINTS = frozenset({LATE, STILL, POSITIVE, NEGATIVE, DETECTABLE})
 """Gates in points of exact accuracy."""
 REFERENCE_SHARES = (0.3623, 0.0627, 0.0509, 0.0479, 0.0418, 0.0474, 0.049, 0.0535, 0.0899, 0.1946)
 """Shares per tenth of the pass rates in AdaRFT's union of DeepScaleR subsets (29,405 prompts, 128 attempts each)."""
-REFERENCE_N = 29_405
 TRAINED_RECORD = paths.ROOT / "saerl_lib" / "data" / TRAINED_GATES
 
 
@@ -119,17 +118,6 @@ def eta_squared(samples: Sequence[Sample]) -> float:
     return float(frame.groupby("topic")["label"].transform("mean").var(ddof=0) / frame["label"].var(ddof=0))
 
 
-def text_gates(labelled: Sequence[Sample], test: Sequence[Sample], pool: Sequence[Sample]) -> dict[str, Measured]:
-    """Gates of texts and labels, fitted on `labelled` and measured on `test`; guessing, a rare event, on the pool too."""
-    n = len(test)
-    return {
-        GUESS: Measured(guess_rate(labelled, [*test, *pool]), n + len(pool)),
-        TOKEN: Measured(single_token_accuracy(labelled, test), n),
-        TFIDF: Measured(tfidf_accuracy(labelled, test), n),
-        ETA: Measured(eta_squared([*labelled, *test]), len(labelled) + n),
-    }
-
-
 def base_rates_stage(profile: Profile, world: Stage) -> Stage:
     """Pass rates of the base policy on the first target prompts of the pool (parents may hold planted wrong answers).
 
@@ -144,9 +132,8 @@ def base_rates_stage(profile: Profile, world: Stage) -> Stage:
     def compute(folder: Path) -> dict[str, pd.DataFrame]:
         samples = [s for s in load_split(world, "pool") if s.source == "target"][: profile.world.rated_prompts]
         frame = pd.DataFrame({"sample_id": [s.id for s in samples], "difficulty": [s.difficulty for s in samples]})
-        exact = profile.policy == WORLD_POLICY
         frame["pass_rate"] = (
-            gold_probability(*open_causal(FOLDER), samples, 1.0) if exact
+            gold_probability(*open_causal(FOLDER), samples, 1.0) if profile.policy == WORLD_POLICY
             else pass_rates(open_sampler(weights, train), samples, train, sub_seed(profile.seed, "rated"))
         )  # fmt: skip
         return {"pass_rates": frame}
@@ -158,7 +145,7 @@ def pass_rate_table(rates: pd.DataFrame) -> pd.DataFrame:
     """Rows of pass_rates.csv: the world's histogram beside a published one, which it need not follow."""
     counts, edges = np.histogram(rates["pass_rate"], bins=np.linspace(0, 1, 11))
     frame = pd.DataFrame({"bin_low": edges[:-1], "bin_high": edges[1:], "share_world": counts / len(rates)})
-    return frame.assign(share_reference=REFERENCE_SHARES, n_world=len(rates), n_reference=REFERENCE_N)
+    return frame.assign(share_reference=REFERENCE_SHARES, n_world=len(rates), n_reference=29_405)
 
 
 NOISE_DRAWS, WIDEST = 100, 100.0
@@ -240,20 +227,24 @@ def settings_hash() -> str:
     return content_hash([WORLD_VERSION, file_sha256(FOLDER / "model.safetensors")])
 
 
-def trained_gates() -> dict[str, Measured]:
-    """The recorded gates, by name; empty, so that they count as not met, before the first `world --check` and for the record of
-    another version of the world or of another policy."""
-    record = read_json(TRAINED_RECORD) or {}
-    known = record["gates"] if record.get("settings") == settings_hash() else {}
-    return {name: Measured(**{k: math.nan if v is None else v for k, v in found.items()}) for name, found in known.items()}
-
-
 def gate_table(world: Stage, rates: Stage, trained: Mapping[str, Measured] | None = None) -> pd.DataFrame:
-    """Rows of world_gates.csv, every gate once; one that was not measured is not met. `trained` None: the recorded ones."""
-    found = text_gates(*(load_split(world, name) for name in ("labelled", "test", "pool")))
+    """Rows of world_gates.csv, every gate once; one that was not measured is not met. `trained` None: the recorded ones. Gates of
+    texts and labels are fitted on L and measured on the test split; guessing, a rare event, on the pool too."""
+    labelled, test, pool = (load_split(world, name) for name in ("labelled", "test", "pool"))
     exact = pd.read_parquet(rates.path("pass_rates.parquet"))["pass_rate"]
-    found |= {BASE: Measured(exact.mean(), len(exact)), MASTERED: Measured((exact > 0.9).mean(), len(exact))}
-    found |= trained_gates() if trained is None else trained
+    if trained is None:  # none before the first `world --check`, nor of another version of the world or another policy
+        record = read_json(TRAINED_RECORD) or {}
+        known = record["gates"] if record.get("settings") == settings_hash() else {}
+        trained = {name: Measured(**{k: math.nan if v is None else v for k, v in one.items()}) for name, one in known.items()}
+    found = {
+        GUESS: Measured(guess_rate(labelled, [*test, *pool]), len(test) + len(pool)),
+        TOKEN: Measured(single_token_accuracy(labelled, test), len(test)),
+        TFIDF: Measured(tfidf_accuracy(labelled, test), len(test)),
+        ETA: Measured(eta_squared([*labelled, *test]), len(labelled) + len(test)),
+        BASE: Measured(exact.mean(), len(exact)),
+        MASTERED: Measured((exact > 0.9).mean(), len(exact)),
+        **trained,
+    }
     rows = []
     for name, bounds in GATES.items():
         one = found.get(name, Measured(math.nan, 0, note="not measured"))
