@@ -3,8 +3,9 @@
 `world --check` measures every gate and writes world_gates.csv, world_controls.csv and study_pilot.csv. Its runs are GRPO by the
 trainer and settings of the laptop profile, one process a run: the random order at several learning rates (the pilot), random,
 another shuffle of the same prompts (the negative control), prompts whose true pass rate is nearest to one half now (the positive
-control, which looks at what no method may see), and half of the topics alone (transfer).
-`world --rebuild` pre-trains the policy anew on a learner's solutions: tokenizer, weights and the files that are shipped.
+control, which looks at what no method may see), and half of the topics alone (transfer). A run is judged by the exact likelihood
+of held-out gold solutions; sampled answers stand beside it at both ends. A finished run is kept. `world --rebuild` pre-trains
+the policy anew on a learner's solutions: tokenizer, weights and the files that are shipped.
 
 The learning rate of each loss and optimizer is chosen on the random order alone, by a rule stated before the pilot ran: of the
 rates whose forgetting, averaged over the pilot's seeds, is at most the gate's bound, the one with the highest final exact
